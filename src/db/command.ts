@@ -1,0 +1,77 @@
+/**
+ * What a verb gives to the database: the rows it touches, and a decision about them. The decision neither waits nor
+ * reads: it gets everything loaded, changes entities, and answers. So it can run again after a conflict, and together
+ * with other decisions in one transaction, without knowing of either.
+ */
+import type { DomainError } from "../error.ts";
+
+/** An entity class that a decision can ask for. `notFound` makes the refusal when the row is not there. */
+export type EntityClass<E extends object, K extends object = never> = (new (
+  ...args: never[]
+) => E) & { notFound(key: K): DomainError };
+
+/** Equality on columns of the entity: its primary key, or the part of it that the aggregate owns. */
+export type Key<E> = { readonly [P in keyof E]?: E[P] & (string | number) };
+
+/** Rows that a command needs loaded, and on which it must not run at the same time as another. */
+export type Touch = Readonly<{ entity: EntityClass<object, never>; key: Readonly<Record<string, string | number>> }>;
+
+/** Names rows of one entity by columns: `touch(Variant, { id })`. */
+export function touch<E extends object>(entity: EntityClass<E, never>, key: Key<E>): Touch {
+  return { entity, key: key as Touch["key"] };
+}
+
+/** The state that a decision works on. Only rows that the command touches are there. */
+export interface Tx {
+  /** When this attempt started, the same for the whole decision. */
+  readonly now: Date;
+  /** The row, or the entity's own NOT_FOUND. */
+  get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E;
+  /** The row, or undefined. */
+  find<E extends object>(entity: EntityClass<E, never>, key: Key<E>): E | undefined;
+  /** All rows with that key, those added by this decision included. */
+  list<E extends object>(entity: EntityClass<E, never>, key: Key<E>): readonly E[];
+  /** Stores a new row. */
+  add(entity: object): void;
+  /** Deletes a row. */
+  remove(entity: object): void;
+}
+
+/** Plain reads that find out which rows a command touches, before its transaction. */
+export type Plan = () => Promise<readonly Touch[]>;
+
+export type Command<R> = {
+  /**
+   * Known from the request, or read first. Rows that only turn out to be needed inside are not there: the decision then
+   * fails, and the plan is made again.
+   */
+  readonly touches: readonly Touch[] | Plan;
+  /** Synchronous and without outside effects. What it throws refuses the command, and nothing of it is written. */
+  decide(tx: Tx): R;
+};
+
+/** One write call of a caller: what makes it the same call when it is sent again. */
+export interface Write {
+  /** Whose request ids these are: the subject of the token. */
+  readonly scope: string;
+  /** `shop.v1.OrderService/PlaceOrder` */
+  readonly rpc: string;
+  readonly requestId: string;
+  /** SHA-256 of the request. */
+  readonly fingerprint: Uint8Array;
+  /** Fires when the caller has gone or its deadline has passed. */
+  readonly signal: AbortSignal;
+  /** The response to store, made from what the decision returned. */
+  encode(result: unknown): Uint8Array;
+}
+
+/** Thrown by a verb whose request was answered before: not a failure, but the first answer once more. */
+export class Replayed extends Error {
+  override readonly name = "Replayed";
+  readonly response: Uint8Array;
+
+  constructor(response: Uint8Array) {
+    super("this request was answered before");
+    this.response = response;
+  }
+}
