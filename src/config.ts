@@ -42,7 +42,7 @@ export type Config = {
   jwtIssuer: string | undefined;
   /** JWT_AUDIENCE: the `aud` that tokens must carry. */
   jwtAudience: string | undefined;
-  /** DATABASE_POOL (10): the most database connections that this process holds. */
+  /** DATABASE_POOL (10): the most database connections that this process holds; a migration needs two. */
   databasePool: number;
   /** LOG_LEVEL (info): the least severe messages that are logged. */
   logLevel: (typeof LOG_LEVELS)[number];
@@ -185,7 +185,7 @@ export function readConfig(env: Environment): Config {
     jwksUrl: jwksUrl(settings),
     jwtIssuer: settings.text("JWT_ISSUER"),
     jwtAudience: settings.text("JWT_AUDIENCE"),
-    databasePool: Number(settings.integer("DATABASE_POOL", 10n, 1n, 1_000n)),
+    databasePool: Number(settings.integer("DATABASE_POOL", 10n, 2n, 1_000n)),
     logLevel: settings.oneOf("LOG_LEVEL", "info", LOG_LEVELS),
     shutdownGraceMs: settings.duration("SHUTDOWN_GRACE", 10_000, ["0s", 0], ["10m", 10 * MINUTE]),
     demo: settings.oneOf("DEMO", url === undefined ? "auto" : "off", DEMO),

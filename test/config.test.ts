@@ -100,7 +100,7 @@ describe("a bad setting is refused with one line that names it", () => {
     ["IDEMPOTENCY_TTL", "1 day", /^IDEMPOTENCY_TTL is "1 day"/],
     ["JWT_SECRET", "hunter2", /^JWT_SECRET must be at least 32 characters long, not 7$/],
     ["JWKS_URL", "issuer", /^JWKS_URL is "issuer", but must be an http or https URL$/],
-    ["DATABASE_POOL", "0", /^DATABASE_POOL is "0", but must be a whole number from 1 to 1000$/],
+    ["DATABASE_POOL", "1", /^DATABASE_POOL is "1", but must be a whole number from 2 to 1000$/],
     ["LOG_LEVEL", "loud", /^LOG_LEVEL is "loud", but must be one of trace, debug,/],
     ["SHUTDOWN_GRACE", "11m", /^SHUTDOWN_GRACE is "11m".* from 0s to 10m$/],
     ["DEMO", "on", /^DEMO is "on", but must be one of auto, off$/],
