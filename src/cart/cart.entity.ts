@@ -28,7 +28,7 @@ const itemSchema = defineEntity({
     /** The cart's count of changes when it was added: the order in which the cart shows its items. */
     position: p.bigint(),
   },
-  checks: [{ name: "cart_item_quantity_check", expression: `quantity between 1 and ${MAX_QUANTITY}` }],
+  checks: [{ name: "cart_item_quantity_check", expression: `quantity >= 1 and quantity <= ${MAX_QUANTITY}` }],
 });
 
 /** Some units of one variant in a cart. */

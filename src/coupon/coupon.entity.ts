@@ -44,7 +44,7 @@ const couponSchema = defineEntity({
     version: p.integer().version(),
   },
   checks: [
-    { name: "coupon_issued_check", expression: "issued between 0 and total_quantity" },
+    { name: "coupon_issued_check", expression: "issued >= 0 and issued <= total_quantity" },
     { name: "coupon_discount_check", expression: "(discount_amount is null) <> (discount_percent is null)" },
   ],
 });

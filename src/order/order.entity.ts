@@ -49,7 +49,7 @@ const lineSchema = defineEntity({
     price: p.bigint(),
     quantity: p.integer(),
   },
-  checks: [{ name: "order_line_quantity_check", expression: "quantity between 1 and 9999" }],
+  checks: [{ name: "order_line_quantity_check", expression: "quantity >= 1 and quantity <= 9999" }],
 });
 
 /** Units of one variant in an order, with name and price as they were when it was placed. Never changed. */

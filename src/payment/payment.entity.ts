@@ -30,7 +30,9 @@ const paymentSchema = defineEntity({
     // An order is paid at most once, whatever else fails.
     { name: "payment_completed_once", properties: ["orderId"], where: "state = 'COMPLETED'" },
   ],
-  checks: [{ name: "payment_amount_check", expression: "amount >= 0 and refunded_amount between 0 and amount" }],
+  checks: [
+    { name: "payment_amount_check", expression: "amount >= 0 and refunded_amount >= 0 and refunded_amount <= amount" },
+  ],
 });
 
 const eventSchema = defineEntity({

@@ -68,7 +68,7 @@ const variantSchema = defineEntity({
   },
   uniques: [{ properties: ["productId", "position"] }],
   checks: [
-    { name: "variant_stock_check", expression: `stock between 0 and ${MAX_STOCK}` },
+    { name: "variant_stock_check", expression: `stock >= 0 and stock <= ${MAX_STOCK}` },
     { name: "variant_price_check", expression: "price >= 0" },
   ],
 });

@@ -1,7 +1,7 @@
 import { Migration } from "@mikro-orm/migrations";
 
-export class Migration20261120184051_initial extends Migration {
-  override name = "Migration20261120184051_initial";
+export class Migration20261120185023_initial extends Migration {
+  override name = "Migration20261120185023_initial";
 
   override up(): void | Promise<void> {
     this.addSql(
@@ -60,7 +60,7 @@ export class Migration20261120184051_initial extends Migration {
     );
 
     this.addSql(
-      `create table "product" ("id" uuid not null, "name" varchar(200) not null, "description" text not null, "create_time" timestamptz not null, "update_time" timestamptz not null, "version" int not null default 1, primary key ("id"));`,
+      `create table "product" ("id" uuid not null, "name" varchar(200) not null, "description" text not null, "create_time" timestamptz not null, "update_time" timestamptz not null, "revision" int not null, "version" int not null default 1, primary key ("id"));`,
     );
 
     this.addSql(
@@ -91,11 +91,11 @@ export class Migration20261120184051_initial extends Migration {
       `alter table "cart_item" add constraint "cart_item_user_id_foreign" foreign key ("user_id") references "cart" ("user_id");`,
     );
     this.addSql(
-      `alter table "cart_item" add constraint "cart_item_quantity_check" check (quantity between 1 and 9999);`,
+      `alter table "cart_item" add constraint "cart_item_quantity_check" check (quantity >= 1 and quantity <= 9999);`,
     );
 
     this.addSql(
-      `alter table "coupon" add constraint "coupon_issued_check" check (issued between 0 and total_quantity);`,
+      `alter table "coupon" add constraint "coupon_issued_check" check (issued >= 0 and issued <= total_quantity);`,
     );
     this.addSql(
       `alter table "coupon" add constraint "coupon_discount_check" check ((discount_amount is null) <> (discount_percent is null));`,
@@ -123,11 +123,11 @@ export class Migration20261120184051_initial extends Migration {
       `alter table "order_line" add constraint "order_line_order_id_foreign" foreign key ("order_id") references "shop_order" ("id");`,
     );
     this.addSql(
-      `alter table "order_line" add constraint "order_line_quantity_check" check (quantity between 1 and 9999);`,
+      `alter table "order_line" add constraint "order_line_quantity_check" check (quantity >= 1 and quantity <= 9999);`,
     );
 
     this.addSql(
-      `alter table "payment" add constraint "payment_amount_check" check (amount >= 0 and refunded_amount between 0 and amount);`,
+      `alter table "payment" add constraint "payment_amount_check" check (amount >= 0 and refunded_amount >= 0 and refunded_amount <= amount);`,
     );
     this.addSql(
       `alter table "payment" add constraint "payment_method_check" check ("method" in ('BALANCE', 'EXTERNAL'));`,
@@ -143,10 +143,17 @@ export class Migration20261120184051_initial extends Migration {
     this.addSql(
       `alter table "variant" add constraint "variant_product_id_foreign" foreign key ("product_id") references "product" ("id");`,
     );
-    this.addSql(`alter table "variant" add constraint "variant_stock_check" check (stock between 0 and 1000000000);`);
+    this.addSql(
+      `alter table "variant" add constraint "variant_stock_check" check (stock >= 0 and stock <= 1000000000);`,
+    );
     this.addSql(`alter table "variant" add constraint "variant_price_check" check (price >= 0);`);
 
     this.addSql(`alter table "wallet" add constraint "wallet_balance_check" check (balance >= 0);`);
+
+    // The projection moves this row on; there is one from the start, so that replicas need not race to make it.
+    this.addSql(
+      `insert into "ranking_position" ("name", "xid", "event_id") values ('sales', '0', '00000000-0000-0000-0000-000000000000');`,
+    );
   }
 
   override down(): void | Promise<void> {
