@@ -129,10 +129,10 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
     httpPort: config.httpPort,
     corsOrigins: config.corsOrigins,
     routes: routesOf(config, db, orders, ranking),
-    verifier: createVerifier(
-      secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" },
-      { issuer: config.jwtIssuer, audience: config.jwtAudience },
-    ),
+    verifier: createVerifier(secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" }, {
+      issuer: config.jwtIssuer,
+      audience: config.jwtAudience,
+    }),
     log,
     ready: () => isReady(orm),
   });
