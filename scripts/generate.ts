@@ -37,7 +37,9 @@ function contents(folder: string): Map<string, string> {
 function assertFresh(committed: string, made: string): void {
   const before = existsSync(committed) ? contents(committed) : new Map<string, string>();
   const after = contents(made);
-  const stale = [...new Set([...before.keys(), ...after.keys()])].filter((file) => before.get(file) !== after.get(file));
+  const stale = [...new Set([...before.keys(), ...after.keys()])].filter(
+    (file) => before.get(file) !== after.get(file),
+  );
   if (stale.length > 0) {
     console.error(`${committed}/ is not what proto/ generates (${stale.join(", ")}): run \`npm run gen\``);
     process.exit(1);

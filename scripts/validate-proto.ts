@@ -7,15 +7,14 @@ import { type DescEnum, type DescExtension, type DescField, type DescMessage, Sc
 import { FeatureSet_FieldPresence } from "@bufbuild/protobuf/wkt";
 import { file_buf_validate_validate as file } from "@bufbuild/protovalidate/gen/buf/validate/validate_pb.js";
 
+/** What a field or extension holds, as descriptors say it whatever its kind. */
+type Held = { message?: DescMessage | undefined; enum?: DescEnum | undefined; scalar?: ScalarType | undefined };
+
 function typeName(field: DescField | DescExtension): string {
-  const { message, enum: enumeration, scalar } = field as {
-    message?: DescMessage;
-    enum?: DescEnum;
-    scalar?: ScalarType;
-  };
-  if (message) return `.${message.typeName}`;
-  if (enumeration) return `.${enumeration.typeName}`;
-  if (scalar !== undefined) return ScalarType[scalar].toLowerCase();
+  const held: Held = field;
+  if (held.message) return `.${held.message.typeName}`;
+  if (held.enum) return `.${held.enum.typeName}`;
+  if (held.scalar !== undefined) return ScalarType[held.scalar].toLowerCase();
   throw new Error(`no type for ${field.name}`);
 }
 

@@ -41,6 +41,7 @@ export const reasons = [
   "DEADLINE_EXCEEDED",
   "MESSAGE_TOO_LARGE",
   "DATABASE_UNAVAILABLE",
+  "ISSUER_UNAVAILABLE",
   "SHUTTING_DOWN",
   "INTERNAL",
 ] as const;

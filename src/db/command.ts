@@ -5,19 +5,20 @@
  */
 import type { DomainError } from "../error.ts";
 
-/** An entity class that a decision can ask for. `notFound` makes the refusal when the row is not there. */
-export type EntityClass<E extends object, K extends object = never> = (new (
-  ...args: never[]
-) => E) & { notFound(key: K): DomainError };
+/** The class of a stored row. */
+export type RowClass<E extends object> = new (...args: never[]) => E;
+
+/** A row that has a refusal of its own for when it is not there. */
+export type EntityClass<E extends object, K extends object> = RowClass<E> & { notFound(key: K): DomainError };
 
 /** Equality on columns of the entity: its primary key, or the part of it that the aggregate owns. */
 export type Key<E> = { readonly [P in keyof E]?: E[P] & (string | number) };
 
 /** Rows that a command needs loaded, and on which it must not run at the same time as another. */
-export type Touch = Readonly<{ entity: EntityClass<object, never>; key: Readonly<Record<string, string | number>> }>;
+export type Touch = Readonly<{ entity: RowClass<object>; key: Readonly<Record<string, string | number>> }>;
 
 /** Names rows of one entity by columns: `touch(Variant, { id })`. */
-export function touch<E extends object>(entity: EntityClass<E, never>, key: Key<E>): Touch {
+export function touch<E extends object>(entity: RowClass<E>, key: Key<E>): Touch {
   return { entity, key: key as Touch["key"] };
 }
 
@@ -28,9 +29,9 @@ export interface Tx {
   /** The row, or the entity's own NOT_FOUND. */
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E;
   /** The row, or undefined. */
-  find<E extends object>(entity: EntityClass<E, never>, key: Key<E>): E | undefined;
+  find<E extends object>(entity: RowClass<E>, key: Key<E>): E | undefined;
   /** All rows with that key, those added by this decision included. */
-  list<E extends object>(entity: EntityClass<E, never>, key: Key<E>): readonly E[];
+  list<E extends object>(entity: RowClass<E>, key: Key<E>): readonly E[];
   /** Stores a new row. */
   add(entity: object): void;
   /** Deletes a row. */

@@ -1,0 +1,63 @@
+/**
+ * Adds a shop of any size to the database of the service, running or not.
+ *
+ *     npm run seed -- --products 100000 --users 100000
+ */
+import { parseArgs } from "node:util";
+import { pino } from "pino";
+import { entities } from "../src/app.ts";
+import { readConfig } from "../src/config.ts";
+import { openEmbeddedPostgres } from "../src/db/embedded.ts";
+import { createOrm, migrate } from "../src/db/orm.ts";
+import { demoSize, loadShop } from "../src/demo.ts";
+
+const WIDTH = 40;
+
+function count(name: string, text: string | undefined, fallback: number): number {
+  const value = text === undefined ? fallback : Number(text);
+  if (!Number.isSafeInteger(value) || value < 0) throw new Error(`--${name} must be a whole number from 0`);
+  return value;
+}
+
+function drawProgress(done: number, total: number): void {
+  const filled = Math.round((WIDTH * done) / total);
+  const bar = "#".repeat(filled).padEnd(WIDTH, ".");
+  const percent = Math.floor((100 * done) / total);
+  // Redrawn in place on a terminal; elsewhere only the end is worth a line.
+  if (process.stdout.isTTY) process.stdout.write(`\r[${bar}] ${percent}% ${done}/${total}`);
+  else if (done === total) process.stdout.write(`[${bar}] ${percent}% ${done}/${total}`);
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: { products: { type: "string" }, users: { type: "string" }, coupons: { type: "string" } },
+  });
+  const size = {
+    products: count("products", values.products, demoSize.products),
+    users: count("users", values.users, demoSize.users),
+    coupons: count("coupons", values.coupons, 0),
+  };
+  const config = readConfig(process.env);
+  const log = pino({ level: "warn" }, pino.destination(2));
+  const postgres = config.databaseUrl
+    ? { url: config.databaseUrl, close: async () => {} }
+    : await openEmbeddedPostgres({ dataDir: config.dataDir, log });
+  const orm = await createOrm({ url: postgres.url, poolSize: 2, entities });
+  try {
+    await migrate(orm);
+    const start = performance.now();
+    await loadShop(orm, size, drawProgress);
+    const seconds = ((performance.now() - start) / 1000).toFixed(1);
+    console.log(`\n${size.products} products, ${size.users} users, ${size.coupons} coupons in ${seconds} s`);
+  } finally {
+    await orm.close();
+    await postgres.close();
+  }
+}
+
+try {
+  await main();
+} catch (error) {
+  console.error(`seed: ${(error as Error).message.split("\n", 1)[0]}`);
+  process.exitCode = 1;
+}

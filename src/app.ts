@@ -1,0 +1,174 @@
+/** Composition root: the only file that knows every feature. */
+import type { MikroORM } from "@mikro-orm/postgresql";
+import type { Logger } from "pino";
+import { BalanceService } from "../gen/shop/v1/balance_pb.ts";
+import { CartService } from "../gen/shop/v1/cart_pb.ts";
+import { CouponService } from "../gen/shop/v1/coupon_pb.ts";
+import { OrderService } from "../gen/shop/v1/order_pb.ts";
+import { PaymentService } from "../gen/shop/v1/payment_pb.ts";
+import { ProductService } from "../gen/shop/v1/product_pb.ts";
+import { RankingService } from "../gen/shop/v1/ranking_pb.ts";
+import { UserService } from "../gen/shop/v1/user_pb.ts";
+import { LedgerEntry, Wallet } from "./balance/balance.entity.ts";
+import { balanceHandler } from "./balance/balance.handler.ts";
+import { Balances } from "./balance/balance.service.ts";
+import { bannerOf } from "./banner.ts";
+import { Cart, CartItem } from "./cart/cart.entity.ts";
+import { cartHandler } from "./cart/cart.handler.ts";
+import { Carts } from "./cart/cart.service.ts";
+import type { Config } from "./config.ts";
+import { Coupon, IssuedCoupon } from "./coupon/coupon.entity.ts";
+import { couponHandler } from "./coupon/coupon.handler.ts";
+import { Coupons } from "./coupon/coupon.service.ts";
+import { Database } from "./db/database.ts";
+import { startEmbeddedPostgres } from "./db/embedded.ts";
+import { purgeAnswers } from "./db/idempotency.ts";
+import { every, type Job } from "./db/job.ts";
+import { createOrm, migrate } from "./db/orm.ts";
+import { demoSize, isEmpty, loadShop } from "./demo.ts";
+import { Order, OrderLine } from "./order/order.entity.ts";
+import { orderHandler } from "./order/order.handler.ts";
+import { Orders } from "./order/order.service.ts";
+import { Event } from "./outbox/event.entity.ts";
+import { Payment, PaymentEvent } from "./payment/payment.entity.ts";
+import { paymentHandler } from "./payment/payment.handler.ts";
+import { Payments } from "./payment/payment.service.ts";
+import { Product, Variant } from "./product/product.entity.ts";
+import { productHandler } from "./product/product.handler.ts";
+import { Products } from "./product/product.service.ts";
+import { RankingBucket, RankingPosition } from "./ranking/ranking.entity.ts";
+import { rankingHandler } from "./ranking/ranking.handler.ts";
+import { Ranking } from "./ranking/ranking.service.ts";
+import { createVerifier } from "./rpc/auth.ts";
+import { loadSecret } from "./rpc/secret.ts";
+import { route, serve } from "./rpc/server.ts";
+import { User } from "./user/user.entity.ts";
+import { userHandler } from "./user/user.handler.ts";
+import { Users } from "./user/user.service.ts";
+
+/** Everything that is stored, besides what the database layer keeps for itself. */
+export const entities = [
+  User,
+  Wallet,
+  LedgerEntry,
+  Product,
+  Variant,
+  Coupon,
+  IssuedCoupon,
+  Cart,
+  CartItem,
+  Order,
+  OrderLine,
+  Payment,
+  PaymentEvent,
+  Event,
+  RankingBucket,
+  RankingPosition,
+];
+
+/** How often the background jobs look for work, in milliseconds, and how much they take at a time. */
+const PROJECT_INTERVAL = 100;
+const EXPIRE_INTERVAL = 1_000;
+const EXPIRE_BATCH = 100;
+const PURGE_INTERVAL = 60_000;
+const PURGE_BATCH = 5_000;
+
+export type App = Readonly<{
+  /** What to tell the person who started it. */
+  banner: string;
+  /** Resolves when the service can't go on. */
+  failed: Promise<Error>;
+  /** Finishes what runs, then lets go of everything. */
+  stop(): Promise<void>;
+}>;
+
+/** What has been started so far, to be stopped in the opposite order. */
+class Started {
+  readonly #stops: (() => Promise<void>)[] = [];
+
+  add<T>(thing: T, stop: (thing: T) => Promise<void>): T {
+    this.#stops.push(() => stop(thing));
+    return thing;
+  }
+
+  async stop(): Promise<void> {
+    for (let stop = this.#stops.pop(); stop; stop = this.#stops.pop()) await stop();
+  }
+}
+
+/** Starts the service. @throws Error with one line for the operator; nothing is left running then */
+export async function start(config: Config, log: Logger): Promise<App> {
+  const started = new Started();
+  try {
+    return await startAll(config, log, started);
+  } catch (error) {
+    await started.stop();
+    throw error;
+  }
+}
+
+async function startAll(config: Config, log: Logger, started: Started): Promise<App> {
+  const secret = config.jwksUrl ? undefined : loadSecret({ secret: config.jwtSecret, dataDir: config.dataDir });
+  const postgres = config.databaseUrl
+    ? { url: config.databaseUrl, exited: new Promise<Error>(() => {}) }
+    : started.add(await startEmbeddedPostgres({ dataDir: config.dataDir, log }), (it) => it.stop());
+  const orm = started.add(await createOrm({ url: postgres.url, poolSize: config.databasePool, entities }), (it) =>
+    it.close(),
+  );
+  await migrate(orm);
+  if (config.demo === "auto" && (await isEmpty(orm))) await loadShop(orm, demoSize);
+
+  const db = new Database(orm);
+  const orders = new Orders(db, config.orderTtlMs);
+  const ranking = new Ranking(db);
+  for (const job of startJobs(config, log, db, orders, ranking)) started.add(job, (it) => it.stop());
+
+  const served = await serve({
+    host: config.host,
+    grpcPort: config.grpcPort,
+    httpPort: config.httpPort,
+    corsOrigins: config.corsOrigins,
+    routes: routesOf(config, db, orders, ranking),
+    verifier: createVerifier(secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" }, {
+      issuer: config.jwtIssuer,
+      audience: config.jwtAudience,
+    }),
+    log,
+    ready: () => isReady(orm),
+  });
+  started.add(served, (it) => it.stop(config.shutdownGraceMs));
+  // A secret that somebody has set is theirs: only with the one made for development are tokens printed.
+  const banner = await bannerOf(config, served, orm, config.jwtSecret ? undefined : secret);
+  return { banner, failed: postgres.exited, stop: () => started.stop() };
+}
+
+function routesOf(config: Config, db: Database, orders: Orders, ranking: Ranking) {
+  return [
+    route(UserService, userHandler(new Users(db))),
+    route(BalanceService, balanceHandler(new Balances(db, config))),
+    route(ProductService, productHandler(new Products(db))),
+    route(CartService, cartHandler(new Carts(db))),
+    route(CouponService, couponHandler(new Coupons(db))),
+    route(OrderService, orderHandler(orders)),
+    route(PaymentService, paymentHandler(new Payments(db))),
+    route(RankingService, rankingHandler(ranking)),
+  ];
+}
+
+function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ranking: Ranking): Job[] {
+  const failed = (job: string) => (error: unknown) => log.error({ err: error, job }, "a background job failed");
+  const purge = async () => {
+    const before = new Date(db.now().getTime() - config.idempotencyTtlMs);
+    return (await db.maintain((em) => purgeAnswers(em, before, PURGE_BATCH))) === PURGE_BATCH;
+  };
+  const expire = async () => (await orders.expireOverdue(EXPIRE_BATCH)) === EXPIRE_BATCH;
+  return [
+    every(PROJECT_INTERVAL, () => ranking.project(), failed("ranking")),
+    every(EXPIRE_INTERVAL, expire, failed("expiry")),
+    every(PURGE_INTERVAL, purge, failed("purge")),
+  ];
+}
+
+async function isReady(orm: MikroORM): Promise<boolean> {
+  return (await orm.checkConnection()).ok;
+}

@@ -1,0 +1,51 @@
+import { join } from "node:path";
+import { Migrator } from "@mikro-orm/migrations";
+import { MikroORM, type Options } from "@mikro-orm/postgresql";
+import { Answer } from "./idempotency.entity.ts";
+
+/** Any number that all replicas agree on: the advisory lock under which one of them migrates. */
+const MIGRATION_LOCK = 7_304_012;
+
+export type OrmOptions = {
+  /** postgres://user:password@host:port/database */
+  url: string;
+  /** The most connections to hold at a time. */
+  poolSize: number;
+  /** The entities of all features; those of this folder are added. */
+  entities: readonly object[];
+};
+
+/** The settings that the service, its migrations and their check share. */
+export function ormConfig(options: OrmOptions): Options {
+  return {
+    clientUrl: options.url,
+    entities: [...options.entities, Answer] as NonNullable<Options["entities"]>,
+    extensions: [Migrator],
+    pool: { min: 0, max: options.poolSize },
+    // A database that does not answer is reported while the caller still waits.
+    driverOptions: { connectionTimeoutMillis: 5_000 },
+    migrations: {
+      path: join(import.meta.dirname, "migrations"),
+      glob: "*.ts",
+      tableName: "migration",
+      snapshot: false,
+      emit: "ts",
+    },
+    // Nobody shares an entity manager here: each unit of work forks its own.
+    allowGlobalContext: true,
+    logger: () => {},
+  };
+}
+
+/** Opens the connection pool. The caller closes it. */
+export function createOrm(options: OrmOptions): Promise<MikroORM> {
+  return MikroORM.init(ormConfig(options));
+}
+
+/** Brings the schema up to date. Replicas that start together wait for the one that is at it. */
+export async function migrate(orm: MikroORM): Promise<void> {
+  await orm.em.fork().transactional(async (lock) => {
+    await lock.execute("select pg_advisory_xact_lock(?)", [MIGRATION_LOCK]);
+    await orm.migrator.up();
+  });
+}

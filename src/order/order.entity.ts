@@ -1,0 +1,170 @@
+import { defineEntity, p } from "@mikro-orm/core";
+import type { IssuedCoupon } from "../coupon/coupon.entity.ts";
+import { DomainError } from "../error.ts";
+import type { Variant } from "../product/product.entity.ts";
+
+export const orderStates = ["PENDING_PAYMENT", "PAID", "CANCELLED", "EXPIRED"] as const;
+export type OrderState = (typeof orderStates)[number];
+
+const orderSchema = defineEntity({
+  name: "Order",
+  tableName: "shop_order",
+  properties: {
+    id: p.uuid().primary(),
+    userId: p.uuid(),
+    state: p.enum(orderStates),
+    subtotal: p.bigint(),
+    discount: p.bigint(),
+    total: p.bigint(),
+    issuedCouponId: p.uuid().strictNullable(),
+    createTime: p.datetime(),
+    expireTime: p.datetime(),
+    payTime: p.datetime().strictNullable(),
+    updateTime: p.datetime(),
+    version: p.integer().version(),
+  },
+  indexes: [
+    { properties: ["userId", "id"] },
+    {
+      name: "shop_order_pending_index",
+      properties: ["expireTime"],
+      where: "state = 'PENDING_PAYMENT'",
+    },
+  ],
+  checks: [
+    { name: "shop_order_total_check", expression: "total = subtotal - discount and total >= 0 and discount >= 0" },
+  ],
+});
+
+const lineSchema = defineEntity({
+  name: "OrderLine",
+  tableName: "order_line",
+  properties: {
+    orderId: () => p.manyToOne(Order).mapToPk().primary().fieldName("order_id"),
+    lineNo: p.integer().primary(),
+    variantId: p.uuid(),
+    productId: p.uuid(),
+    productName: p.string().length(200),
+    variantName: p.string().length(100),
+    price: p.bigint(),
+    quantity: p.integer(),
+  },
+  checks: [{ name: "order_line_quantity_check", expression: "quantity >= 1 and quantity <= 9999" }],
+});
+
+/** Units of one variant in an order, with name and price as they were when it was placed. Never changed. */
+export class OrderLine extends lineSchema.class {
+  static of(variant: Variant, quantity: number): OrderLine {
+    const { id: variantId, productId, productName, name: variantName, price } = variant;
+    return Object.assign(new OrderLine(), { variantId, productId, productName, variantName, price, quantity });
+  }
+
+  /** In minor units. */
+  get total(): bigint {
+    return this.price * BigInt(this.quantity);
+  }
+}
+lineSchema.setClass(OrderLine);
+
+/** Subtotal, discount and total in minor units: total = subtotal - discount. */
+export type Totals = Readonly<{ subtotal: bigint; discount: bigint; total: bigint }>;
+
+/** Adds up lines and takes the coupon's discount off. Refused with COUPON_NOT_USABLE as the coupon says. */
+export function totalsOf(lines: readonly OrderLine[], coupon: IssuedCoupon | undefined, now: Date): Totals {
+  const subtotal = lines.reduce((sum, line) => sum + line.total, 0n);
+  const discount = coupon ? coupon.discountOn(subtotal, now) : 0n;
+  return { subtotal, discount, total: subtotal - discount };
+}
+
+/** A purchase: placed, then paid, cancelled or expired. */
+export class Order extends orderSchema.class {
+  static notFound(key: { id: string }): DomainError {
+    return new DomainError("ORDER_NOT_FOUND", "the user has no such order", { order_id: key.id });
+  }
+
+  /** A new order over lines that were taken from the stock; it numbers the lines. */
+  static place(
+    values: { id: string; userId: string; totals: Totals; issuedCouponId: string | null; expireTime: Date },
+    lines: readonly OrderLine[],
+    now: Date,
+  ): Order {
+    const { totals, ...rest } = values;
+    lines.forEach((line, index) => {
+      line.orderId = values.id;
+      line.lineNo = index + 1;
+    });
+    return Object.assign(new Order(), {
+      ...rest,
+      ...totals,
+      state: "PENDING_PAYMENT" as const,
+      createTime: now,
+      payTime: null,
+      updateTime: now,
+    });
+  }
+
+  /** Refuses with ORDER_NOT_FOUND an order of somebody else: its existence is nobody else's business. */
+  assertOwnedBy(userId: string): void {
+    if (this.userId !== userId) throw Order.notFound({ id: this.id });
+  }
+
+  /** Refuses with ORDER_NOT_PAYABLE unless the order waits for its payment. */
+  assertPayable(now: Date): void {
+    if (this.state !== "PENDING_PAYMENT" || now >= this.expireTime) {
+      const state = this.state === "PENDING_PAYMENT" ? "EXPIRED" : this.state;
+      throw new DomainError("ORDER_NOT_PAYABLE", "the order does not wait for a payment", { order_id: this.id, state });
+    }
+  }
+
+  /** PENDING_PAYMENT -> PAID. */
+  pay(now: Date): void {
+    this.assertPayable(now);
+    this.state = "PAID";
+    this.payTime = now;
+    this.updateTime = now;
+  }
+
+  /** PENDING_PAYMENT or PAID -> CANCELLED; refused with ORDER_NOT_CANCELLABLE from elsewhere. */
+  cancel(now: Date): void {
+    if (this.state !== "PENDING_PAYMENT" && this.state !== "PAID") {
+      throw new DomainError("ORDER_NOT_CANCELLABLE", "the order can't be cancelled any more", {
+        order_id: this.id,
+        state: this.state,
+      });
+    }
+    this.state = "CANCELLED";
+    this.updateTime = now;
+  }
+
+  /** Whether its time to be paid has passed. */
+  isOverdue(now: Date): boolean {
+    return this.state === "PENDING_PAYMENT" && now >= this.expireTime;
+  }
+
+  /** PENDING_PAYMENT -> EXPIRED, for an order that is overdue. */
+  expire(now: Date): void {
+    this.state = "EXPIRED";
+    this.updateTime = now;
+  }
+
+  /** The order for those who hear of it in events: plain JSON, amounts as decimal strings. */
+  describe(lines: readonly OrderLine[]) {
+    return {
+      order_id: this.id,
+      user_id: this.userId,
+      state: this.state,
+      subtotal: String(this.subtotal),
+      discount: String(this.discount),
+      total: String(this.total),
+      issued_coupon_id: this.issuedCouponId,
+      pay_time: this.payTime?.toISOString() ?? null,
+      lines: lines.map((line) => ({
+        variant_id: line.variantId,
+        product_id: line.productId,
+        quantity: line.quantity,
+        price: String(line.price),
+      })),
+    };
+  }
+}
+orderSchema.setClass(Order);

@@ -1,0 +1,214 @@
+import { randomUUIDv7 } from "node:crypto";
+import { Wallet } from "../balance/balance.entity.ts";
+import { Cart, CartItem } from "../cart/cart.entity.ts";
+import { IssuedCoupon } from "../coupon/coupon.entity.ts";
+import { type Command, type Touch, type Tx, touch, type Write } from "../db/command.ts";
+import type { Database } from "../db/database.ts";
+import { byId, type Page, type PageRequest, pageOf } from "../db/page.ts";
+import { DomainError } from "../error.ts";
+import { Event } from "../outbox/event.entity.ts";
+import type { Payment, PaymentMethod } from "../payment/payment.entity.ts";
+import { assertServed, cancel, expire, payFromWallet, touchesToGiveUp } from "../payment/settlement.ts";
+import { Variant } from "../product/product.entity.ts";
+import { User } from "../user/user.entity.ts";
+import { Order, OrderLine, totalsOf } from "./order.entity.ts";
+import { type Quote, quoteOf } from "./quote.ts";
+
+export type WantedLine = Readonly<{ variantId: string; quantity: number }>;
+
+/** What to buy: `lines`, or what is in the cart when `fromCart`. */
+export type Purchase = Readonly<{
+  userId: string;
+  lines: readonly WantedLine[];
+  fromCart: boolean;
+  issuedCouponId: string | undefined;
+  /** Minor units; undefined when the buyer was shown no total. */
+  expectedTotal: bigint | undefined;
+}>;
+
+/** An order with its lines in their order. */
+export type OrderWithLines = Readonly<{ order: Order; lines: readonly OrderLine[] }>;
+
+/** Placing, paying at once, finding and giving up orders. */
+export class Orders {
+  readonly #db: Database;
+  readonly #ttl: number;
+
+  /** `ttl`: how long an order waits for its payment, in milliseconds. */
+  constructor(db: Database, ttl: number) {
+    this.#db = db;
+    this.#ttl = ttl;
+  }
+
+  /**
+   * Takes the stock and the coupon and stores the order, which then waits for its payment.
+   *
+   * @throws DomainError USER_, VARIANT_, ISSUED_COUPON_NOT_FOUND, CART_EMPTY, INSUFFICIENT_STOCK, COUPON_NOT_USABLE,
+   *   TOTAL_CHANGED, METHOD_NOT_SERVED, and INSUFFICIENT_BALANCE when `method` is BALANCE and the wallet can't cover the total
+   */
+  async place(call: Write, purchase: Purchase, method: PaymentMethod | undefined): Promise<OrderWithLines> {
+    if (method !== undefined) assertServed(method);
+    return this.#db.write(
+      call,
+      this.#purchase(purchase, (tx, placed) => {
+        if (method === "BALANCE") tx.get(Wallet, { userId: purchase.userId }).assertCovers(placed.order.total);
+        return placed;
+      }),
+    );
+  }
+
+  /** `place` and payment from the wallet in one transaction. @throws DomainError as `place`, INSUFFICIENT_BALANCE */
+  checkout(call: Write, purchase: Purchase): Promise<OrderWithLines & { payment: Payment; wallet: Wallet }> {
+    return this.#db.write(
+      call,
+      this.#purchase(purchase, (tx, { order, lines }) => {
+        const payment = payFromWallet(tx, order, lines, "Checkout");
+        return { order, lines, payment, wallet: tx.get(Wallet, { userId: order.userId }) };
+      }),
+    );
+  }
+
+  /**
+   * Gives stock and coupon back, and the money when the order was paid.
+   *
+   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_CANCELLABLE
+   */
+  cancel(call: Write, input: { userId: string; orderId: string }): Promise<OrderWithLines> {
+    const { userId, orderId } = input;
+    return this.#db.write(call, {
+      touches: () => this.#db.read((em) => touchesToGiveUp(em, orderId)),
+      decide: (tx) => {
+        const order = tx.get(Order, { id: orderId });
+        order.assertOwnedBy(userId);
+        cancel(tx, order, "CancelOrder");
+        return { order, lines: inOrder(tx.list(OrderLine, { orderId })) };
+      },
+    });
+  }
+
+  /** Expires up to `limit` orders that were not paid in time, and returns how many. Any replica may do so at any time. */
+  async expireOverdue(limit: number): Promise<number> {
+    const overdue = await this.#db.read((em) =>
+      em.find(
+        Order,
+        { state: "PENDING_PAYMENT", expireTime: { $lte: this.#db.now() } },
+        { limit, orderBy: { expireTime: "asc" }, fields: ["id"] },
+      ),
+    );
+    let expired = 0;
+    for (const { id } of overdue) {
+      const done = await this.#db.apply({
+        touches: () => this.#db.read((em) => touchesToGiveUp(em, id)),
+        decide: (tx) => expire(tx, tx.get(Order, { id })),
+      });
+      if (done) expired += 1;
+    }
+    return expired;
+  }
+
+  /**
+   * Totals at today's prices, and what would keep the order from being placed. Writes nothing.
+   *
+   * @throws DomainError USER_NOT_FOUND
+   */
+  quote(purchase: Omit<Purchase, "expectedTotal">): Promise<Quote> {
+    const { userId, issuedCouponId, fromCart } = purchase;
+    return this.#db.read(async (em) => {
+      if (!(await em.findOne(User, { id: userId }))) throw User.notFound({ id: userId });
+      const wanted = fromCart ? await em.find(CartItem, { userId }, { orderBy: { position: "asc" } }) : purchase.lines;
+      const found = await em.find(Variant, { id: { $in: wanted.map((line) => line.variantId) } });
+      const coupon =
+        issuedCouponId === undefined ? null : await em.findOne(IssuedCoupon, { userId, id: issuedCouponId });
+      const variants = new Map(found.map((variant) => [variant.id, variant]));
+      return quoteOf(wanted, variants, coupon ?? issuedCouponId, this.#db.now());
+    });
+  }
+
+  /** @throws DomainError ORDER_NOT_FOUND, also for an order of somebody else */
+  get(userId: string, id: string): Promise<OrderWithLines> {
+    return this.#db.read(async (em) => {
+      const order = await em.findOne(Order, { id, userId });
+      if (!order) throw Order.notFound({ id });
+      return { order, lines: inOrder(await em.find(OrderLine, { orderId: id })) };
+    });
+  }
+
+  /** Newest first. @throws DomainError USER_NOT_FOUND, PAGE_TOKEN_INVALID */
+  list(userId: string, request: PageRequest): Promise<Page<OrderWithLines>> {
+    return this.#db.read(async (em) => {
+      const page = await pageOf(
+        "orders",
+        request,
+        byId,
+        (order: Order) => order.id,
+        (after, limit) =>
+          em.find(Order, { userId, ...(after && { id: { $lt: after } }) }, { limit, orderBy: { id: "desc" } }),
+      );
+      if (page.items.length === 0 && !(await em.findOne(User, { id: userId }))) throw User.notFound({ id: userId });
+      const ids = page.items.map(({ id }) => id);
+      const linesOf = Map.groupBy(await em.find(OrderLine, { orderId: { $in: ids } }), (line) => line.orderId);
+      return { ...page, items: page.items.map((order) => ({ order, lines: inOrder(linesOf.get(order.id) ?? []) })) };
+    });
+  }
+
+  /** The command that places an order, and lets `then` go on in the same transaction. */
+  #purchase<R>(purchase: Purchase, then: (tx: Tx, placed: OrderWithLines) => R): Command<R> {
+    const { userId, fromCart, issuedCouponId } = purchase;
+    const touches = (lines: readonly WantedLine[]): Touch[] => [
+      touch(Wallet, { userId }),
+      ...lines.map((line) => touch(Variant, { id: line.variantId })),
+      ...(issuedCouponId === undefined ? [] : [touch(IssuedCoupon, { userId, id: issuedCouponId })]),
+    ];
+    const planned = async () => {
+      const items = await this.#db.read((em) => em.find(CartItem, { userId }));
+      return [...touches(items), touch(Cart, { userId }), touch(CartItem, { userId })];
+    };
+    return {
+      touches: fromCart ? planned : touches(purchase.lines),
+      decide: (tx) => then(tx, placeOrder(tx, purchase, this.#ttl)),
+    };
+  }
+}
+
+function inOrder(lines: readonly OrderLine[]): OrderLine[] {
+  return lines.toSorted((a, b) => a.lineNo - b.lineNo);
+}
+
+function placeOrder(tx: Tx, purchase: Purchase, ttl: number): OrderWithLines {
+  const { userId, issuedCouponId, expectedTotal } = purchase;
+  // There is a wallet for each user: one row answers whether the user exists, and what is in the wallet.
+  tx.get(Wallet, { userId });
+  const id = randomUUIDv7();
+  const wanted = purchase.fromCart ? takeFromCart(tx, userId) : purchase.lines;
+  const lines = wanted.map(({ variantId, quantity }) => {
+    const variant = tx.get(Variant, { id: variantId });
+    variant.take(quantity);
+    return OrderLine.of(variant, quantity);
+  });
+  const coupon = issuedCouponId === undefined ? undefined : tx.get(IssuedCoupon, { userId, id: issuedCouponId });
+  const totals = totalsOf(lines, coupon, tx.now);
+  if (expectedTotal !== undefined && expectedTotal !== totals.total) {
+    throw new DomainError("TOTAL_CHANGED", "the total is not the expected one", {
+      expected: String(expectedTotal),
+      total: String(totals.total),
+    });
+  }
+  coupon?.useFor(id);
+  const expireTime = new Date(tx.now.getTime() + ttl);
+  const order = Order.place({ id, userId, totals, issuedCouponId: issuedCouponId ?? null, expireTime }, lines, tx.now);
+  tx.add(order);
+  for (const line of lines) tx.add(line);
+  tx.add(Event.of("order.placed", id, order.describe(lines), tx.now));
+  return { order, lines };
+}
+
+/** Empties the cart and returns what was in it. */
+function takeFromCart(tx: Tx, userId: string): readonly WantedLine[] {
+  const items = tx.list(CartItem, { userId }).toSorted((a, b) => Number(a.position - b.position));
+  if (items.length === 0) {
+    throw new DomainError("CART_EMPTY", "there is nothing in the cart", { user_id: userId });
+  }
+  for (const item of items) tx.remove(item);
+  tx.get(Cart, { userId }).removed();
+  return items;
+}

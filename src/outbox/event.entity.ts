@@ -1,0 +1,52 @@
+import { randomUUIDv7 } from "node:crypto";
+import { defineEntity, p } from "@mikro-orm/core";
+
+/** What can happen that others care about. */
+export const eventTypes = [
+  "order.placed",
+  "order.paid",
+  "order.cancelled",
+  "order.expired",
+  "payment.completed",
+  "payment.failed",
+  "payment.refunded",
+  "balance.charged",
+  "coupon.claimed",
+  "stock.adjusted",
+] as const;
+export type EventType = (typeof eventTypes)[number];
+
+/** Plain JSON; amounts as decimal strings, times as RFC 3339. */
+export type Payload = { readonly [key: string]: string | number | boolean | null | Payload | readonly Payload[] };
+
+const schema = defineEntity({
+  name: "Event",
+  tableName: "event",
+  properties: {
+    id: p.uuid().primary(),
+    aggregatetype: p.string().length(50),
+    aggregateid: p.string().length(64),
+    type: p.enum(eventTypes),
+    payload: p.json<Payload>(),
+    createTime: p.datetime(),
+    /**
+     * The transaction that wrote it. Events are read in the order of (xid, id), and only those of transactions older than
+     * every running one: so none can appear behind a position that was read already.
+     */
+    xid: p.string().columnType("xid8").defaultRaw("pg_current_xact_id()").hydrate(false),
+  },
+  indexes: [{ properties: ["xid", "id"] }],
+});
+
+/**
+ * Something that has happened, written in the transaction that made it happen. The column names are those of Debezium's
+ * outbox event router, which can read the table as it is.
+ */
+export class Event extends schema.class {
+  static of(type: EventType, aggregateId: string, payload: Payload, now: Date): Event {
+    const aggregatetype = type.slice(0, type.indexOf("."));
+    const id = randomUUIDv7();
+    return Object.assign(new Event(), { id, aggregatetype, aggregateid: aggregateId, type, payload, createTime: now });
+  }
+}
+schema.setClass(Event);

@@ -1,0 +1,80 @@
+import { Wallet } from "../balance/balance.entity.ts";
+import { touch, type Write } from "../db/command.ts";
+import type { Database } from "../db/database.ts";
+import { bySeq, type Page, type PageRequest, pageOf } from "../db/page.ts";
+import { Order, OrderLine } from "../order/order.entity.ts";
+import { Payment, PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
+import { assertServed, cancel, payFromWallet, touchesToGiveUp } from "./settlement.ts";
+
+/** Paying orders and giving the money back. */
+export class Payments {
+  readonly #db: Database;
+
+  constructor(db: Database) {
+    this.#db = db;
+  }
+
+  /** Pays an order. @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, INSUFFICIENT_BALANCE, METHOD_NOT_SERVED */
+  async pay(
+    call: Write,
+    input: { userId: string; orderId: string; method: PaymentMethod | undefined },
+  ): Promise<Payment> {
+    const { userId, orderId, method } = input;
+    assertServed(method ?? "EXTERNAL");
+    return this.#db.write(call, {
+      touches: [touch(Order, { id: orderId }), touch(OrderLine, { orderId }), touch(Wallet, { userId })],
+      decide: (tx) => {
+        const order = tx.get(Order, { id: orderId });
+        order.assertOwnedBy(userId);
+        return payFromWallet(tx, order, tx.list(OrderLine, { orderId }), "PayOrder");
+      },
+    });
+  }
+
+  /**
+   * Gives the whole payment back and cancels its order; stock and coupon come back too.
+   *
+   * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE
+   */
+  async refund(call: Write, input: { userId: string; paymentId: string }): Promise<Payment> {
+    const { userId, paymentId } = input;
+    // A payment never changes its order, so what is read here holds in the transaction too.
+    const { orderId } = await this.get(userId, paymentId);
+    return this.#db.write(call, {
+      touches: () => this.#db.read((em) => touchesToGiveUp(em, orderId)),
+      decide: (tx) => {
+        const payment = tx.list(Payment, { orderId }).find(({ id }) => id === paymentId);
+        if (!payment) throw Payment.notFound({ id: paymentId });
+        payment.assertRefundable();
+        cancel(tx, tx.get(Order, { id: orderId }), "RefundPayment");
+        return payment;
+      },
+    });
+  }
+
+  /** @throws DomainError PAYMENT_NOT_FOUND, also for a payment of somebody else */
+  async get(userId: string, id: string): Promise<Payment> {
+    const payment = await this.#db.read((em) => em.findOne(Payment, { id, userId }));
+    if (!payment) throw Payment.notFound({ id });
+    return payment;
+  }
+
+  /** Newest first. @throws DomainError PAYMENT_NOT_FOUND, PAGE_TOKEN_INVALID */
+  async listEvents(userId: string, paymentId: string, request: PageRequest): Promise<Page<PaymentEvent>> {
+    const { orderId } = await this.get(userId, paymentId);
+    return this.#db.read((em) =>
+      pageOf(
+        `payment-events/${paymentId}`,
+        request,
+        bySeq,
+        (event: PaymentEvent) => String(event.seq),
+        (after, limit) =>
+          em.find(
+            PaymentEvent,
+            { orderId, paymentId, ...(after && { seq: { $lt: Number(after) } }) },
+            { limit, orderBy: { seq: "desc" } },
+          ),
+      ),
+    );
+  }
+}

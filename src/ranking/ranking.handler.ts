@@ -1,0 +1,39 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import type { ServiceImpl } from "@connectrpc/connect";
+import {
+  type ListTopProductsRequest,
+  type ListTopProductsResponseSchema,
+  RankingGroup,
+  type RankingService,
+} from "../../gen/shop/v1/ranking_pb.ts";
+import type { Ranking, Top, TopQuery } from "./ranking.service.ts";
+
+const DEFAULT_DAYS = 3;
+const DEFAULT_LIMIT = 5;
+
+export function rankingHandler(ranking: Ranking): ServiceImpl<typeof RankingService> {
+  return {
+    async listTopProducts(request) {
+      return toResponse(await ranking.top(queryOf(request)));
+    },
+    async *watchTopProducts(request, context) {
+      for await (const top of ranking.watch(queryOf(request), context.signal)) yield toResponse(top);
+    },
+  };
+}
+
+function queryOf({ days, limit, group }: Pick<ListTopProductsRequest, "days" | "limit" | "group">): TopQuery {
+  const byVariant = group === RankingGroup.VARIANT;
+  return { days: days ?? DEFAULT_DAYS, limit: limit ?? DEFAULT_LIMIT, byVariant };
+}
+
+function toResponse({
+  products,
+  asOf,
+}: Top): Omit<MessageInitShape<typeof ListTopProductsResponseSchema>, "$typeName"> {
+  return {
+    products: products.map((product, index) => ({ ...product, rank: index + 1 })),
+    asOf: timestampFromDate(asOf),
+  };
+}

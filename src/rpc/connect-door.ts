@@ -1,0 +1,164 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { DescMethod, Message } from "@bufbuild/protobuf";
+import { Code, ConnectError, type ConnectRouter, cors, type HandlerContext } from "@connectrpc/connect";
+import { errorToJson } from "@connectrpc/connect/protocol-connect";
+import { connectNodeAdapter } from "@connectrpc/connect-node";
+import { DomainError } from "../error.ts";
+import { type Call, callKey, type Rpc } from "./call.ts";
+import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { toConnectError } from "./error-map.ts";
+import type { Pipeline } from "./pipeline.ts";
+
+export type ConnectDoorOptions = Readonly<{
+  host: string;
+  port: number;
+  /** Origins whose pages may call; "*" lets all. */
+  corsOrigins: readonly string[];
+  /** Whether the server can do its work: asked by GET /readyz. */
+  ready: () => Promise<boolean>;
+}>;
+
+type Mutable<T> = { -readonly [P in keyof T]: T[P] };
+
+/** What a failure of the transport library means: before the handler ran it is about what the caller sent. */
+function blame(call: Call, error: ConnectError): unknown {
+  if (call.started || error.code !== Code.Internal) return error;
+  return new DomainError("ARGUMENT_INVALID", error.rawMessage);
+}
+
+/**
+ * Runs when the library gives up a call by itself (broken JSON, too large, past the deadline, caller gone). It has no
+ * hook for changing its errors, but it aborts the context with the error before it sends it.
+ */
+function onAbort(call: Call, reason: unknown): void {
+  if (!(reason instanceof ConnectError)) {
+    call.abandon(new DomainError("CANCELLED", "the caller has gone"));
+    return;
+  }
+  if (reason.details.length > 0) return;
+  const meant = blame(call, reason);
+  call.abandon(meant);
+  const { code, rawMessage, details } = call.refuse(meant);
+  Object.assign(reason as Mutable<ConnectError>, { code, rawMessage, details });
+}
+
+/** Begins a call when its headers are there, before its body is read. */
+async function admit(pipeline: Pipeline, rpc: Rpc, context: HandlerContext): Promise<void> {
+  const call = pipeline.begin(rpc, context.requestHeader.get("x-request-id"));
+  context.values.set(callKey, call);
+  context.responseHeader.set("x-request-id", call.requestId);
+  context.signal.addEventListener("abort", () => onAbort(call, context.signal.reason), { once: true });
+  try {
+    context.signal.throwIfAborted();
+    await call.authorize(context.requestHeader.get("authorization") ?? undefined);
+  } catch (error) {
+    throw call.refuse(error);
+  }
+}
+
+function callOf(context: HandlerContext): Call {
+  const call = context.values.get(callKey);
+  if (!call) throw new Error("a call came past the gate");
+  return call;
+}
+
+async function serveUnary(request: Message, context: HandlerContext): Promise<Message> {
+  const call = callOf(context);
+  try {
+    const message = await call.run(request, context);
+    call.complete();
+    return message;
+  } catch (error) {
+    throw call.refuse(error);
+  }
+}
+
+function addRpcs(router: ConnectRouter, rpcs: readonly Rpc[]): void {
+  for (const { method } of rpcs) {
+    if (method.methodKind === "unary") router.rpc(method, serveUnary);
+    else router.rpc(method, (request, context) => callOf(context).stream(request, context));
+  }
+}
+
+function sendText(response: ServerResponse, status: number, text: string): void {
+  response.writeHead(status, { "content-type": "text/plain" }).end(`${text}\n`);
+}
+
+function sendNotFound(response: ServerResponse): void {
+  const error = toConnectError(new DomainError("METHOD_NOT_SERVED", "there is no such RPC"), "");
+  response.writeHead(404, { "content-type": "application/json" }).end(JSON.stringify(errorToJson(error, undefined)));
+}
+
+/** A page of an allowed origin may call, with a token, and read the headers that we send. */
+function allowOrigin(request: IncomingMessage, response: ServerResponse, allowed: readonly string[]): void {
+  const origin = request.headers.origin;
+  if (origin === undefined) return;
+  response.setHeader("vary", "Origin");
+  if (!allowed.includes(origin) && !allowed.includes("*")) return;
+  response.setHeader("access-control-allow-origin", origin);
+  response.setHeader("access-control-expose-headers", [...cors.exposedHeaders, "idempotent-replay", "x-request-id"]);
+  if (request.method !== "OPTIONS") return;
+  response.setHeader("access-control-allow-methods", [...cors.allowedMethods]);
+  response.setHeader("access-control-allow-headers", [...cors.allowedHeaders, "Authorization", "x-request-id"]);
+  response.setHeader("access-control-max-age", 7_200);
+}
+
+/** Sets the default deadline where the library reads one: it then makes the signal, and answers when it has passed. */
+function setDeadline(request: IncomingMessage): void {
+  const { headers } = request;
+  if (headers["connect-timeout-ms"] !== undefined || headers["grpc-timeout"] !== undefined) return;
+  headers["connect-timeout-ms"] = String(DEFAULT_DEADLINE_MS);
+  headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
+}
+
+function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
+  const byMethod = new Map<DescMethod, Rpc>(pipeline.rpcs.map((rpc) => [rpc.method, rpc]));
+  const byPath = new Map(pipeline.rpcs.map((rpc) => [`/${rpc.name}`, rpc]));
+  const adapter = connectNodeAdapter({
+    grpc: false,
+    readMaxBytes: MAX_REQUEST_BYTES,
+    requestGate: (context) => admit(pipeline, byMethod.get(context.method) as Rpc, context),
+    routes: (router) => addRpcs(router, pipeline.rpcs),
+  });
+  const sendReady = (response: ServerResponse) =>
+    Promise.try(options.ready).then(
+      (ready) =>
+        ready && !pipeline.stopping ? sendText(response, 200, "ready") : sendText(response, 503, "not ready"),
+      () => sendText(response, 503, "not ready"),
+    );
+
+  return (request: IncomingMessage, response: ServerResponse): unknown => {
+    if (pipeline.stopping) response.shouldKeepAlive = false;
+    allowOrigin(request, response, options.corsOrigins);
+    if (request.method === "OPTIONS") return response.writeHead(204).end();
+    const path = request.url?.split("?", 1)[0] ?? "";
+    if (path === "/healthz") return sendText(response, 200, "ok");
+    if (path === "/readyz") return sendReady(response);
+    const rpc = byPath.get(path);
+    if (!rpc) return sendNotFound(response);
+    if (rpc.method.methodKind === "unary") setDeadline(request);
+    try {
+      return adapter(request, response);
+    } catch {
+      // The library builds a URL from the header `host`, which is whatever the caller sent.
+      return sendText(response, 400, "bad request");
+    }
+  };
+}
+
+async function closeServer(server: Server): Promise<void> {
+  const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+  server.closeIdleConnections();
+  if (!(await within(closed, FLUSH_MS))) server.closeAllConnections();
+}
+
+/** Opens the door for Connect and gRPC-Web over HTTP/1.1, with /healthz and /readyz. @throws Error naming HTTP_PORT */
+export async function openConnectDoor(pipeline: Pipeline, options: ConnectDoorOptions): Promise<Door> {
+  const server = createServer(
+    // A request must be there in time, so that nobody holds a socket by sending slowly; answers may take as they like.
+    { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 60_000, connectionsCheckingInterval: 5_000 },
+    createListener(pipeline, options),
+  );
+  const port = await listen(server, "HTTP_PORT", options.host, options.port);
+  return { port, announceStop: () => {}, close: () => closeServer(server) };
+}

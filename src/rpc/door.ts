@@ -1,0 +1,49 @@
+import type { AddressInfo, Server } from "node:net";
+
+/** The largest request that either door reads, in bytes. */
+export const MAX_REQUEST_BYTES = 1024 * 1024;
+
+/** How long a unary call may take when the caller does not say. */
+export const DEFAULT_DEADLINE_MS = 30_000;
+
+/** How long sockets may take to send what is left, once all calls have ended. */
+export const FLUSH_MS = 1_000;
+
+/** One of the two ways in, while it is open. */
+export type Door = Readonly<{
+  port: number;
+  /** Tells those who watch that the server is about to stop. New calls are still answered, with a refusal. */
+  announceStop(): void;
+  /** Closes the port, lets sockets finish sending, and then closes them. */
+  close(): Promise<void>;
+}>;
+
+/** Waits for a promise, but not longer than `ms`. Answers whether it was in time. */
+export async function within(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  const { promise: late, resolve } = Promise.withResolvers<false>();
+  const timer = setTimeout(() => resolve(false), ms);
+  try {
+    return await Promise.race([promise.then(() => true as const), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function explained(error: NodeJS.ErrnoException, setting: string, host: string, port: number): Error {
+  if (error.code === "EADDRINUSE") {
+    return new Error(`${setting}: port ${port} on ${host} is in use; stop what uses it or choose another`);
+  }
+  return new Error(`${setting}: can't listen on port ${port} of ${host}: ${error.message}`);
+}
+
+/** Opens a port (0: a free one) and answers its number. @throws Error with one line that names the setting. */
+export function listen(server: Server, setting: string, host: string, port: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const failed = (error: Error) => reject(explained(error, setting, host, port));
+    server.once("error", failed);
+    server.listen(port, host, () => {
+      server.off("error", failed);
+      resolve((server.address() as AddressInfo).port);
+    });
+  });
+}

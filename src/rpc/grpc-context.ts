@@ -1,0 +1,107 @@
+import type { DescMethod, DescService } from "@bufbuild/protobuf";
+import { type ContextValues, createContextValues, type HandlerContext } from "@connectrpc/connect";
+import { Metadata } from "@grpc/grpc-js";
+import { type Call, callKey } from "./call.ts";
+
+function toHeaders(metadata: Metadata): Headers {
+  const headers = new Headers();
+  for (const [name, value] of Object.entries(metadata.toHttp2Headers())) {
+    for (const one of [value].flat()) headers.append(name, String(one));
+  }
+  return headers;
+}
+
+function copy(headers: Headers | undefined, target: Metadata): void {
+  headers?.forEach((value, name) => {
+    target.set(name, name.endsWith("-bin") ? Buffer.from(value, "base64") : value);
+  });
+}
+
+/**
+ * What a handler gets to know of a gRPC call. Everything that costs is made when it is asked for: most handlers look at
+ * nothing of it.
+ */
+export class GrpcContext implements HandlerContext {
+  readonly method: DescMethod;
+  readonly requestMethod = "POST";
+  readonly protocolName = "grpc";
+  readonly #metadata: Metadata;
+  readonly #call: Call;
+  readonly #deadlineMs: number;
+  #controller: AbortController | undefined;
+  #aborted: unknown;
+  #requestHeader: Headers | undefined;
+  #responseHeader: Headers | undefined;
+  #responseTrailer: Headers | undefined;
+  #values: ContextValues | undefined;
+
+  /** `deadlineMs` is a time as Date.now() counts it, or Infinity. */
+  constructor(call: Call, metadata: Metadata, deadlineMs: number) {
+    this.method = call.rpc.method;
+    this.#call = call;
+    this.#metadata = metadata;
+    this.#deadlineMs = deadlineMs;
+  }
+
+  get service(): DescService {
+    return this.method.parent;
+  }
+
+  get url(): string {
+    return `http://${this.#metadata.get("host")[0] ?? "localhost"}/${this.#call.rpc.name}`;
+  }
+
+  get signal(): AbortSignal {
+    if (!this.#controller) {
+      this.#controller = new AbortController();
+      if (this.#aborted !== undefined) this.#controller.abort(this.#aborted);
+    }
+    return this.#controller.signal;
+  }
+
+  get requestHeader(): Headers {
+    this.#requestHeader ??= toHeaders(this.#metadata);
+    return this.#requestHeader;
+  }
+
+  get responseHeader(): Headers {
+    this.#responseHeader ??= new Headers();
+    return this.#responseHeader;
+  }
+
+  get responseTrailer(): Headers {
+    this.#responseTrailer ??= new Headers();
+    return this.#responseTrailer;
+  }
+
+  get values(): ContextValues {
+    this.#values ??= createContextValues().set(callKey, this.#call);
+    return this.#values;
+  }
+
+  timeoutMs = (): number | undefined => {
+    return this.#deadlineMs === Number.POSITIVE_INFINITY ? undefined : this.#deadlineMs - Date.now();
+  };
+
+  /** Tells the handler that nobody waits for its answer any more. */
+  abort(reason: unknown): void {
+    if (this.#aborted !== undefined) return;
+    this.#aborted = reason;
+    this.#controller?.abort(reason);
+  }
+
+  /** The headers of the answer: those of the handler, and the request id. */
+  header(): Metadata {
+    const metadata = new Metadata();
+    metadata.set("x-request-id", this.#call.requestId);
+    copy(this.#responseHeader, metadata);
+    return metadata;
+  }
+
+  /** The trailers of the answer. */
+  trailer(): Metadata {
+    const metadata = new Metadata();
+    copy(this.#responseTrailer, metadata);
+    return metadata;
+  }
+}

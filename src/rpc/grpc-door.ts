@@ -1,0 +1,234 @@
+import { createServer } from "node:net";
+import { fromBinary, type Message } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
+import {
+  type handleServerStreamingCall,
+  type handleUnaryCall,
+  Metadata,
+  Server,
+  ServerCredentials,
+  type ServerErrorResponse,
+  type ServerInterceptingCall,
+  type ServerInterceptor,
+  type ServerWritableStream,
+} from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { DomainError } from "../error.ts";
+import type { Call, Rpc } from "./call.ts";
+import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { encodeStatus, toConnectError, toDomainError } from "./error-map.ts";
+import { GrpcContext } from "./grpc-context.ts";
+import { addHealth, addReflection } from "./grpc-extras.ts";
+import { encodeAnswer } from "./handler.ts";
+import type { Pipeline } from "./pipeline.ts";
+
+const OK = 0;
+const DETAILS = "grpc-status-details-bin";
+
+/** Dead callers are found out, and their streams ended, within this time. */
+const KEEPALIVE_MS = 60_000;
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+function toStatus(error: ConnectError, trailer: Metadata): ServerErrorResponse {
+  trailer.set(DETAILS, asBuffer(encodeStatus(error)));
+  // Both libraries number the codes as gRPC does, each by a type of its own.
+  const code = error.code as number;
+  return { name: error.name, message: error.rawMessage, code, details: error.rawMessage, metadata: trailer };
+}
+
+function decode(rpc: Rpc, bytes: Uint8Array): Message {
+  try {
+    return fromBinary(rpc.method.input, bytes);
+  } catch {
+    throw new DomainError("ARGUMENT_INVALID", `the request is not a ${rpc.method.input.typeName}`);
+  }
+}
+
+function gone(deadlineMs: number): DomainError {
+  // Timers and the clock differ by a few milliseconds.
+  const late = Date.now() + 5 >= deadlineMs;
+  return late
+    ? new DomainError("DEADLINE_EXCEEDED", "the deadline has passed")
+    : new DomainError("CANCELLED", "the caller has gone");
+}
+
+/** Gives up a call whose caller has gone or waits no longer. */
+function leave(call: Call, context: GrpcContext, reason: DomainError): void {
+  call.abandon(reason);
+  context.abort(reason);
+}
+
+/** Everything of a unary call that may fail. */
+async function answer(call: Call, context: GrpcContext, metadata: Metadata, bytes: Uint8Array): Promise<Buffer> {
+  const pending = call.authorize(metadata.get("authorization")[0] as string | undefined);
+  if (pending) await pending;
+  const message = await call.run(decode(call.rpc, bytes), context);
+  const encoded = asBuffer(encodeAnswer(call.rpc.method.output, message));
+  call.complete();
+  return encoded;
+}
+
+function serveUnary(pipeline: Pipeline, rpc: Rpc): handleUnaryCall<Buffer, Buffer> {
+  return (grpc, callback) => {
+    const call = pipeline.begin(rpc, grpc.metadata.get("x-request-id")[0] as string | undefined);
+    const asked = Number(grpc.getDeadline());
+    const deadlineMs = asked === Number.POSITIVE_INFINITY ? Date.now() + DEFAULT_DEADLINE_MS : asked;
+    const context = new GrpcContext(call, grpc.metadata, deadlineMs);
+    // The library keeps the deadline that the caller set, and says `cancelled`; it does so after the end too.
+    const timer =
+      asked === deadlineMs ? undefined : setTimeout(() => leave(call, context, gone(deadlineMs)), DEFAULT_DEADLINE_MS);
+    let answered = false;
+    grpc.on("cancelled", () => {
+      if (!answered) leave(call, context, gone(deadlineMs));
+    });
+    answer(call, context, grpc.metadata, grpc.request)
+      .then(
+        (bytes) => {
+          answered = true;
+          grpc.sendMetadata(context.header());
+          callback(null, bytes, context.trailer());
+        },
+        (error: unknown) => {
+          answered = true;
+          const refusal = call.refuse(error);
+          context.abort(refusal);
+          const trailer = context.header();
+          callback(toStatus(refusal, trailer));
+        },
+      )
+      .finally(() => clearTimeout(timer));
+  };
+}
+
+type Stream = ServerWritableStream<Buffer, Buffer>;
+
+function writable(stream: Stream): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      stream.off("drain", done).off("cancelled", done);
+      resolve();
+    };
+    stream.on("drain", done).on("cancelled", done);
+  });
+}
+
+/** Writes at the pace at which the caller reads: no more than the stream's own small buffer waits in memory. */
+async function pump(stream: Stream, call: Call, context: GrpcContext): Promise<void> {
+  const pending = call.authorize(stream.metadata.get("authorization")[0] as string | undefined);
+  if (pending) await pending;
+  let begun = false;
+  for await (const message of call.stream(decode(call.rpc, stream.request), context)) {
+    if (!begun) stream.sendMetadata(context.header());
+    begun = true;
+    if (stream.cancelled) return;
+    if (!stream.write(asBuffer(encodeAnswer(call.rpc.method.output, message)))) await writable(stream);
+  }
+  if (!begun) stream.sendMetadata(context.header());
+}
+
+function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Buffer, Buffer> {
+  return (stream) => {
+    const call = pipeline.begin(rpc, stream.metadata.get("x-request-id")[0] as string | undefined);
+    const deadlineMs = Number(stream.getDeadline());
+    const context = new GrpcContext(call, stream.metadata, deadlineMs);
+    stream.on("cancelled", () => leave(call, context, gone(deadlineMs)));
+    pump(stream, call, context)
+      .then(
+        () => stream.end(context.trailer()),
+        (error: unknown) => stream.emit("error", toStatus(call.refuse(error), context.header())),
+      )
+      .finally(() => context.abort(gone(deadlineMs)));
+  };
+}
+
+/**
+ * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
+ * others have. It sends them past all interceptors, hence the method put into its call object.
+ */
+function explain(log: Logger): ServerInterceptor {
+  return (method, call) => {
+    const send = call.sendStatus;
+    call.sendStatus = (status) => {
+      if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
+      const refusal = toDomainError(new ConnectError(status.details ?? "", status.code as number));
+      if (refusal.reason === "INTERNAL") return send.call(call, status);
+      // A call past its deadline has run, and is in the log already.
+      if (refusal.reason !== "DEADLINE_EXCEEDED")
+        log.info({ rpc: method.path.slice(1), reason: refusal.reason }, "call");
+      const metadata = status.metadata ?? new Metadata();
+      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
+      send.call(call, { ...status, metadata });
+    };
+    return call as ServerInterceptingCall;
+  };
+}
+
+const keepBytes = (bytes: Buffer): Buffer => bytes;
+
+/** The library answers an unknown RPC before any interceptor; as a call like others it gets its reason. */
+function serveUnknown(server: Server): void {
+  const lookup = server as unknown as { handlers: Map<string, unknown>; _retrieveHandler(path: string): unknown };
+  lookup._retrieveHandler = (path) =>
+    lookup.handlers.get(path) ?? {
+      type: "bidi",
+      path,
+      serialize: keepBytes,
+      deserialize: keepBytes,
+      func: (stream: ServerWritableStream<Buffer, Buffer>) => {
+        stream.emit("error", { code: Code.Unimplemented, details: "there is no such RPC", message: "" });
+      },
+    };
+}
+
+function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
+  const unary = rpc.method.methodKind === "unary";
+  const definition = {
+    path: `/${rpc.name}`,
+    requestStream: false as const,
+    responseStream: !unary,
+    requestSerialize: keepBytes,
+    requestDeserialize: keepBytes,
+    responseSerialize: keepBytes,
+    responseDeserialize: keepBytes,
+  };
+  server.addService({ call: definition }, { call: unary ? serveUnary(pipeline, rpc) : serveStream(pipeline, rpc) });
+}
+
+async function closeServer(server: Server): Promise<void> {
+  const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
+  if (!(await within(closed, FLUSH_MS))) server.forceShutdown();
+}
+
+/** Opens the gRPC door: all services of the pipeline, health and reflection. @throws Error naming GRPC_PORT */
+export async function openGrpcDoor(pipeline: Pipeline, log: Logger, host: string, port: number): Promise<Door> {
+  const server = new Server({
+    "grpc.max_receive_message_length": MAX_REQUEST_BYTES,
+    "grpc.enable_channelz": 0,
+    "grpc.keepalive_time_ms": KEEPALIVE_MS,
+    interceptors: [explain(log)],
+  });
+  for (const rpc of pipeline.rpcs) addRpc(server, pipeline, rpc);
+  const announceStop = addHealth(server, pipeline.services);
+  addReflection(server, pipeline.services);
+  serveUnknown(server);
+  // With a socket of our own a port in use is an error with a code; the library would make it a text, and print it.
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const sockets = createServer({ noDelay: true }, (socket) => injector.injectConnection(socket));
+  try {
+    const bound = await listen(sockets, "GRPC_PORT", host, port);
+    return {
+      port: bound,
+      announceStop,
+      close: async () => {
+        sockets.close();
+        await closeServer(server);
+      },
+    };
+  } catch (error) {
+    server.forceShutdown();
+    throw error;
+  }
+}

@@ -1,0 +1,80 @@
+import {
+  create,
+  type DescMethod,
+  type DescMethodServerStreaming,
+  type DescMethodUnary,
+  type DescService,
+} from "@bufbuild/protobuf";
+import { createValidator, type Validator } from "@bufbuild/protovalidate";
+import type { ServiceImpl } from "@connectrpc/connect";
+import type { Logger } from "pino";
+import { accessRule, type Verifier } from "./auth.ts";
+import { Call, type House, type Rpc, shuttingDown } from "./call.ts";
+
+/** A service of the contract and what implements it. */
+export type Route = Readonly<{ service: DescService; impl: Readonly<Record<string, unknown>> }>;
+
+/** Pairs a service with its implementation; the types of both are checked against each other. */
+export function route<S extends DescService>(service: S, impl: ServiceImpl<S>): Route {
+  return { service, impl: impl as Route["impl"] };
+}
+
+function served(method: DescMethod): method is DescMethodUnary | DescMethodServerStreaming {
+  return method.methodKind === "unary" || method.methodKind === "server_streaming";
+}
+
+function toRpc({ impl }: Route, method: DescMethod, validator: Validator): Rpc {
+  const name = `${method.parent.typeName}/${method.name}`;
+  if (!served(method)) throw new Error(`${name}: streams from the caller are not served`);
+  const handler = impl[method.localName];
+  if (typeof handler !== "function") throw new Error(`${name} has no handler`);
+  // Compiles the rules now: one that can't be compiled stops the start, and not every call.
+  const trial = validator.validate(method.input, create(method.input));
+  if (trial.kind === "error") throw new Error(`${name}: ${trial.error.message}`);
+  return { method, name, access: accessRule(method), impl: handler.bind(impl) };
+}
+
+/**
+ * What every call goes through behind either door: access, validation, handler, error mapping, one log line. It is
+ * composed once, from all services.
+ */
+export class Pipeline {
+  readonly rpcs: readonly Rpc[];
+  readonly services: readonly DescService[];
+  readonly #house: House;
+
+  /** @throws Error naming the RPC that has no access rule, no handler, or validation rules that don't compile. */
+  constructor(routes: readonly Route[], verifier: Verifier, log: Logger) {
+    const validator = createValidator();
+    this.services = routes.map(({ service }) => service);
+    this.rpcs = routes.flatMap((pair) => pair.service.methods.map((method) => toRpc(pair, method, validator)));
+    this.#house = { verifier, validator, log, open: new Set(), running: 0, stopping: false, onIdle: undefined };
+  }
+
+  /** Whether new calls are turned away. */
+  get stopping(): boolean {
+    return this.#house.stopping;
+  }
+
+  /** A call has come in. It stays open until it is completed or refused. */
+  begin(rpc: Rpc, requestId: string | null | undefined): Call {
+    return new Call(this.#house, rpc, requestId);
+  }
+
+  /** From now on new calls are refused. Ends the open streams, and resolves when the unary calls have ended. */
+  stop(): Promise<void> {
+    this.#house.stopping = true;
+    return new Promise((resolve) => {
+      this.#house.onIdle = resolve;
+      for (const call of this.#house.open) {
+        if (call.rpc.method.methodKind === "server_streaming") call.abandon(shuttingDown());
+      }
+      if (this.#house.running === 0) resolve();
+    });
+  }
+
+  /** Refuses what is still running. */
+  abort(): void {
+    for (const call of this.#house.open) call.abandon(shuttingDown());
+  }
+}

@@ -1,0 +1,62 @@
+import type { Logger } from "pino";
+import type { Verifier } from "./auth.ts";
+import { type ConnectDoorOptions, openConnectDoor } from "./connect-door.ts";
+import { within } from "./door.ts";
+import { openGrpcDoor } from "./grpc-door.ts";
+import { Pipeline, type Route } from "./pipeline.ts";
+
+export { route } from "./pipeline.ts";
+
+export type ServeOptions = Readonly<{
+  host: string;
+  /** 0 picks a free one. */
+  grpcPort: number;
+  httpPort: number;
+  corsOrigins: ConnectDoorOptions["corsOrigins"];
+  routes: readonly Route[];
+  verifier: Verifier;
+  log: Logger;
+  ready: ConnectDoorOptions["ready"];
+}>;
+
+export type Served = Readonly<{
+  grpcPort: number;
+  httpPort: number;
+  /**
+   * Refuses new calls, ends open streams, lets unary calls finish for `graceMs` milliseconds, refuses those left, and
+   * closes all sockets. Calling it again gives the same promise.
+   */
+  stop(graceMs: number): Promise<void>;
+}>;
+
+/**
+ * Opens both doors on the services given.
+ * @throws Error with one clear line when a port can't be had (GRPC_PORT, HTTP_PORT) or an RPC has no access rule; nothing
+ *   is left listening then.
+ */
+export async function serve(options: ServeOptions): Promise<Served> {
+  const { host, grpcPort, httpPort: port, corsOrigins, ready, log } = options;
+  const pipeline = new Pipeline(options.routes, options.verifier, log);
+  const grpc = await openGrpcDoor(pipeline, log, host, grpcPort);
+  const http = await openConnectDoor(pipeline, { host, port, corsOrigins, ready }).catch(async (error: unknown) => {
+    await grpc.close();
+    throw error;
+  });
+  const doors = [grpc, http];
+
+  async function stop(graceMs: number): Promise<void> {
+    for (const door of doors) door.announceStop();
+    await within(pipeline.stop(), graceMs);
+    pipeline.abort();
+    await Promise.all(doors.map((door) => door.close()));
+  }
+  let stopped: Promise<void> | undefined;
+  return {
+    grpcPort: grpc.port,
+    httpPort: http.port,
+    stop: (graceMs) => {
+      stopped ??= stop(graceMs);
+      return stopped;
+    },
+  };
+}
