@@ -53,7 +53,7 @@ afterAll(async () => {
 export function run(program: string, args: string[], options: RunOptions = {}): Run {
   const { env = {}, cwd, detached = false } = options;
   // Vitest's own variables would change what a plain Node does.
-  const inherited = { PATH: process.env["PATH"], HOME: process.env["HOME"] };
+  const inherited = { PATH: process.env.PATH, HOME: process.env.HOME };
   const child = spawn(program, args, {
     ...(cwd && { cwd }),
     detached,
@@ -112,5 +112,5 @@ export async function startServer(options: RunOptions & { databaseUrl?: string }
     main.kill("SIGTERM");
     return main.exited;
   };
-  return { ...main, grpcPort: Number(groups?.["grpc"]), httpPort: Number(groups?.["http"]), stop };
+  return { ...main, grpcPort: Number(groups?.grpc), httpPort: Number(groups?.http), stop };
 }
