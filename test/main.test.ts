@@ -1,10 +1,12 @@
 import { once } from "node:events";
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { connect, createServer, type Socket } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { sign } from "../src/rpc/auth.ts";
 import { createDatabase } from "./support/database.ts";
 import { runMain, startServer } from "./support/processes.ts";
 
@@ -69,42 +71,50 @@ describe("a stop", () => {
     expect(code).toBe(0);
   });
 
-  /** A call that has begun and does not end by itself: the body that it announces never comes. */
-  async function hangingCall(httpPort: number): Promise<Socket> {
-    const socket = connect(httpPort, "127.0.0.1");
-    socket.on("error", () => {});
-    await once(socket, "connect");
-    const head = "POST /shop.v1.UserService/GetUser HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
-    // The interim answer says that the service has the call.
-    socket.write(`${head}\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n`);
-    await once(socket, "data");
-    return socket;
+  const env = { JWT_SECRET, DATA_DIR: scratch, LOG_LEVEL: "info", SHUTDOWN_GRACE: "10m" };
+
+  /** A call that waits inside the service until `release` is called. */
+  async function heldCall(httpPort: number): Promise<{ answer: Promise<Response>; release(): Promise<void> }> {
+    const holder = new Client({ connectionString: databaseUrl });
+    await holder.connect();
+    await holder.query("begin; lock table shop_user in access exclusive mode");
+    const secret = new TextEncoder().encode(JWT_SECRET);
+    const token = await sign(secret, { subject: "backend", roles: ["service"], ttl: "1h" });
+    const answer = fetch(`http://127.0.0.1:${httpPort}/shop.v1.UserService/GetUser`, {
+      method: "POST",
+      headers: { "content-type": "application/json", authorization: `Bearer ${token}` },
+      body: JSON.stringify({ userId: "01890a5d-ac96-774b-bcce-b302099a8057" }),
+    });
+    const waiting = "select count(*)::int as n from pg_locks where not granted and relation = 'shop_user'::regclass";
+    await expect.poll(async () => (await holder.query(waiting)).rows[0].n, { timeout: 10_000 }).toBe(1);
+    return { answer, release: () => holder.end() };
   }
 
-  const env = { JWT_SECRET, DATA_DIR: scratch, LOG_LEVEL: "info" };
-
-  test("a signal that comes twice is one stop: npm passes on the Ctrl-C that the terminal sent already", async () => {
-    const server = await startServer({ databaseUrl, env: { ...env, SHUTDOWN_GRACE: "1s" } });
-    const call = await hangingCall(server.httpPort);
+  test("lets a running call finish, and takes a signal that comes twice for one: npm passes Ctrl-C on", async () => {
+    const server = await startServer({ databaseUrl, env });
+    const call = await heldCall(server.httpPort);
     server.kill("SIGINT");
     await server.logged(/"stopping"/);
     server.kill("SIGINT");
+    await call.release();
+    expect((await call.answer).status).toBe(404);
     const { code, stderr } = await server.exited;
-    call.destroy();
     expect(stderr).toMatch(/"stopping"(.|\n)*"stopped"/);
     expect(code).toBe(0);
   });
 
   test("a second signal does not wait for what still runs", async () => {
-    const server = await startServer({ databaseUrl, env: { ...env, SHUTDOWN_GRACE: "10m" } });
-    const call = await hangingCall(server.httpPort);
+    const server = await startServer({ databaseUrl, env });
+    const call = await heldCall(server.httpPort);
     server.kill("SIGINT");
     await server.logged(/"stopping"/);
     // Only time tells a second press from the same one.
     await delay(1_100);
+    const cutOff = expect(call.answer).rejects.toThrow();
     server.kill("SIGINT");
     expect((await server.exited).code).toBe(1);
-    call.destroy();
+    await cutOff;
+    await call.release();
   });
 
   test("logs are JSON on stderr, and stdout holds what is for people", async () => {
