@@ -50,6 +50,8 @@ async function start(dataDir: string, log = pino({ level: "silent" })): Promise<
 
 async function query(url: string, ...statements: string[]): Promise<Record<string, unknown>[]> {
   const client = new Client({ connectionString: url });
+  // A Postgres that stops may end the session before we do; a statement that fails by that rejects all the same.
+  client.on("error", () => {});
   await client.connect();
   try {
     for (const statement of statements.slice(0, -1)) await client.query(statement);
