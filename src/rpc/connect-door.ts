@@ -1,12 +1,13 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { DescMethod, Message } from "@bufbuild/protobuf";
+import { type DescMethod, type Message, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter, cors, type HandlerContext } from "@connectrpc/connect";
 import { errorToJson } from "@connectrpc/connect/protocol-connect";
+import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { DomainError } from "../error.ts";
 import { type Call, callKey, type Rpc } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { toConnectError } from "./error-map.ts";
+import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { isMapped, toConnectError } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
 export type ConnectDoorOptions = Readonly<{
@@ -30,16 +31,16 @@ function blame(call: Call, error: ConnectError): unknown {
  * Runs when the library gives up a call by itself (broken JSON, too large, past the deadline, caller gone). It has no
  * hook for changing its errors, but it aborts the context with the error before it sends it.
  */
-function onAbort(call: Call, reason: unknown): void {
-  if (!(reason instanceof ConnectError)) {
-    call.abandon(new DomainError("CANCELLED", "the caller has gone"));
-    return;
+function onAbort(call: Call, { signal, timeoutMs }: HandlerContext): void {
+  const { reason } = signal;
+  if (!(reason instanceof ConnectError) || reason.code === Code.Aborted) {
+    call.abandon(gone(timeoutMs()));
+  } else if (!isMapped(reason)) {
+    const meant = blame(call, reason);
+    call.abandon(meant);
+    const { code, rawMessage, details } = call.refuse(meant);
+    Object.assign(reason as Mutable<ConnectError>, { code, rawMessage, details });
   }
-  if (reason.details.length > 0) return;
-  const meant = blame(call, reason);
-  call.abandon(meant);
-  const { code, rawMessage, details } = call.refuse(meant);
-  Object.assign(reason as Mutable<ConnectError>, { code, rawMessage, details });
 }
 
 /** Begins a call when its headers are there, before its body is read. */
@@ -47,7 +48,7 @@ async function admit(pipeline: Pipeline, rpc: Rpc, context: HandlerContext): Pro
   const call = pipeline.begin(rpc, context.requestHeader.get("x-request-id"));
   context.values.set(callKey, call);
   context.responseHeader.set("x-request-id", call.requestId);
-  context.signal.addEventListener("abort", () => onAbort(call, context.signal.reason), { once: true });
+  context.signal.addEventListener("abort", () => onAbort(call, context), { once: true });
   try {
     context.signal.throwIfAborted();
     await call.authorize(context.requestHeader.get("authorization") ?? undefined);
@@ -62,10 +63,23 @@ function callOf(context: HandlerContext): Call {
   return call;
 }
 
+/**
+ * Where answers are sent in envelopes, the library puts what it finds wrong with a message into the answer and tells
+ * nobody before: the one failure of ours that could leave the house unmapped.
+ */
+function assertEncodable(call: Call, message: Message): void {
+  try {
+    toBinary(call.rpc.method.output, message);
+  } catch (error) {
+    throw call.refuse(error);
+  }
+}
+
 async function serveUnary(request: Message, context: HandlerContext): Promise<Message> {
   const call = callOf(context);
   try {
     const message = await call.run(request, context);
+    if (context.protocolName !== "connect") assertEncodable(call, message);
     call.complete();
     return message;
   } catch (error) {
@@ -73,10 +87,18 @@ async function serveUnary(request: Message, context: HandlerContext): Promise<Me
   }
 }
 
+async function* serveStream(request: Message, context: HandlerContext): AsyncGenerator<Message, void> {
+  const call = callOf(context);
+  for await (const message of call.stream(request, context)) {
+    assertEncodable(call, message);
+    yield message;
+  }
+}
+
 function addRpcs(router: ConnectRouter, rpcs: readonly Rpc[]): void {
   for (const { method } of rpcs) {
     if (method.methodKind === "unary") router.rpc(method, serveUnary);
-    else router.rpc(method, (request, context) => callOf(context).stream(request, context));
+    else router.rpc(method, serveStream);
   }
 }
 
@@ -84,8 +106,14 @@ function sendText(response: ServerResponse, status: number, text: string): void 
   response.writeHead(status, { "content-type": "text/plain" }).end(`${text}\n`);
 }
 
-function sendNotFound(response: ServerResponse): void {
+/** Answers a path that is no RPC in the words of the caller's protocol. */
+function sendNotFound(request: IncomingMessage, response: ServerResponse): void {
   const error = toConnectError(new DomainError("METHOD_NOT_SERVED", "there is no such RPC"), "");
+  const type = request.headers["content-type"];
+  if (type?.startsWith("application/grpc-web")) {
+    response.setHeaders(setTrailerStatus(new Headers({ "content-type": type }), error)).end();
+    return;
+  }
   response.writeHead(404, { "content-type": "application/json" }).end(JSON.stringify(errorToJson(error, undefined)));
 }
 
@@ -109,6 +137,16 @@ function setDeadline(request: IncomingMessage): void {
   if (headers["connect-timeout-ms"] !== undefined || headers["grpc-timeout"] !== undefined) return;
   headers["connect-timeout-ms"] = String(DEFAULT_DEADLINE_MS);
   headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
+}
+
+/**
+ * A body that is refused half-way would stand in the way of the next request on the connection: it is read to its end,
+ * for which requestTimeout sets the time. The library would destroy the request instead, and leave the socket hanging.
+ */
+function drainAfterwards(request: IncomingMessage, response: ServerResponse): void {
+  request[Symbol.asyncIterator] = () =>
+    request.iterator({ destroyOnReturn: false }) as AsyncGenerator<Buffer, undefined>;
+  response.once("finish", () => request.complete || request.resume());
 }
 
 function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
@@ -135,8 +173,9 @@ function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
     if (path === "/healthz") return sendText(response, 200, "ok");
     if (path === "/readyz") return sendReady(response);
     const rpc = byPath.get(path);
-    if (!rpc) return sendNotFound(response);
+    if (!rpc) return sendNotFound(request, response);
     if (rpc.method.methodKind === "unary") setDeadline(request);
+    drainAfterwards(request, response);
     try {
       return adapter(request, response);
     } catch {
