@@ -139,17 +139,27 @@ function setDeadline(request: IncomingMessage): void {
   headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
 }
 
+/** Answers that are not sent yet: a stop tells their callers not to use the connection again. */
+type Unsent = Set<ServerResponse>;
+
 /**
- * A body that is refused half-way would stand in the way of the next request on the connection: it is read to its end,
- * for which requestTimeout sets the time. The library would destroy the request instead, and leave the socket hanging.
+ * Leaves the connection ready for its next request. A body that was refused half-way would stand in the way: it is read
+ * to its end, for which requestTimeout sets the time; the library would destroy the request and leave the socket hanging.
+ * While the server stops, there is no next request.
  */
-function drainAfterwards(request: IncomingMessage, response: ServerResponse): void {
+function tidyUp(unsent: Unsent, pipeline: Pipeline, request: IncomingMessage, response: ServerResponse): void {
+  if (pipeline.stopping) response.shouldKeepAlive = false;
+  unsent.add(response);
+  response.once("close", () => unsent.delete(response));
   request[Symbol.asyncIterator] = () =>
     request.iterator({ destroyOnReturn: false }) as AsyncGenerator<Buffer, undefined>;
-  response.once("finish", () => request.complete || request.resume());
+  response.once("finish", () => {
+    if (!request.complete) request.resume();
+    if (pipeline.stopping) request.socket.end();
+  });
 }
 
-function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
+function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoorOptions) {
   const byMethod = new Map<DescMethod, Rpc>(pipeline.rpcs.map((rpc) => [rpc.method, rpc]));
   const byPath = new Map(pipeline.rpcs.map((rpc) => [`/${rpc.name}`, rpc]));
   const adapter = connectNodeAdapter({
@@ -166,7 +176,6 @@ function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
     );
 
   return (request: IncomingMessage, response: ServerResponse): unknown => {
-    if (pipeline.stopping) response.shouldKeepAlive = false;
     allowOrigin(request, response, options.corsOrigins);
     if (request.method === "OPTIONS") return response.writeHead(204).end();
     const path = request.url?.split("?", 1)[0] ?? "";
@@ -175,7 +184,7 @@ function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
     const rpc = byPath.get(path);
     if (!rpc) return sendNotFound(request, response);
     if (rpc.method.methodKind === "unary") setDeadline(request);
-    drainAfterwards(request, response);
+    tidyUp(unsent, pipeline, request, response);
     try {
       return adapter(request, response);
     } catch {
@@ -193,11 +202,15 @@ async function closeServer(server: Server): Promise<void> {
 
 /** Opens the door for Connect and gRPC-Web over HTTP/1.1, with /healthz and /readyz. @throws Error naming HTTP_PORT */
 export async function openConnectDoor(pipeline: Pipeline, options: ConnectDoorOptions): Promise<Door> {
+  const unsent: Unsent = new Set();
   const server = createServer(
     // A request must be there in time, so that nobody holds a socket by sending slowly; answers may take as they like.
     { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 60_000, connectionsCheckingInterval: 5_000 },
-    createListener(pipeline, options),
+    createListener(unsent, pipeline, options),
   );
   const port = await listen(server, "HTTP_PORT", options.host, options.port);
-  return { port, announceStop: () => {}, close: () => closeServer(server) };
+  const announceStop = () => {
+    for (const response of unsent) response.shouldKeepAlive = false;
+  };
+  return { port, announceStop, close: () => closeServer(server) };
 }

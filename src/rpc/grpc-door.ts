@@ -71,7 +71,9 @@ function serveUnary(pipeline: Pipeline, rpc: Rpc): handleUnaryCall<Buffer, Buffe
     const context = new GrpcContext(call, grpc.metadata, deadlineMs);
     // The library keeps the deadline that the caller set, and says `cancelled`; it does so after the end too.
     const timer =
-      asked === deadlineMs ? undefined : setTimeout(() => leave(call, context, gone(context.timeoutMs())), DEFAULT_DEADLINE_MS);
+      asked === deadlineMs
+        ? undefined
+        : setTimeout(() => leave(call, context, gone(context.timeoutMs())), DEFAULT_DEADLINE_MS);
     let answered = false;
     grpc.on("cancelled", () => {
       if (!answered) leave(call, context, gone(context.timeoutMs()));
