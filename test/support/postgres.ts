@@ -22,7 +22,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const dataDir = mkdtempSync(join(tmpdir(), "doorbuster-test-"));
   // As root, the user `postgres` has to get into it.
   chmodSync(dataDir, 0o755);
-  const log = pino({ level: "warn" }, pino.destination(2));
+  const log = pino({ level: "error" }, pino.destination(2));
   const postgres = await startEmbeddedPostgres({ dataDir, log, durable: false });
   const teardown = async () => {
     await postgres.stop();
