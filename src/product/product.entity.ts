@@ -112,10 +112,10 @@ export class Variant extends variantSchema.class {
     this.stock += quantity;
   }
 
-  /** Adds or takes away units by hand. Refused when the stock would leave 0..MAX_STOCK. */
+  /** Adds or takes away units by hand. Refused when there are too few, or it would be filled above MAX_STOCK. */
   adjust(delta: number): void {
     if (delta < 0) this.assertAvailable(-delta);
-    if (this.stock + delta > MAX_STOCK) {
+    if (delta > 0 && this.stock + delta > MAX_STOCK) {
       throw new DomainError(
         "ARGUMENT_INVALID",
         "the stock would be too large",

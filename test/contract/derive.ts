@@ -166,3 +166,15 @@ export function unruledFields(desc: DescMessage, good: Message): string[] {
     .filter(({ field, rules }) => !rules && !field.message && field.scalar !== ScalarType.BOOL)
     .map(({ path }) => path);
 }
+
+/** The ids of a request in capital letters: other texts, but the same UUIDs. */
+export function capitalIds(desc: DescMessage, good: Message): Change {
+  const places = [...placesOf(desc, good)].filter(
+    ({ rules }) => isUuid(rules) || (rules?.type.case === "repeated" && isUuid(rules.type.value.items)),
+  );
+  return (request) => {
+    for (const { put, value } of places) {
+      put(request, Array.isArray(value) ? value.map((id: string) => id.toUpperCase()) : String(value).toUpperCase());
+    }
+  };
+}

@@ -302,7 +302,7 @@ export type AdjustStockRequest = Message<"shop.v1.AdjustStockRequest"> & {
   variantId: string;
 
   /**
-   * Units to add (positive) or to take away (negative). The stock stays within 0..1,000,000,000.
+   * Units to add (positive) or to take away (negative). It can be filled up to 1,000,000,000 units.
    *
    * @generated from field: int32 delta = 3;
    */
