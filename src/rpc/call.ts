@@ -23,6 +23,8 @@ export type Rpc = Readonly<{
   /** `shop.v1.UserService/GetUser` */
   name: string;
   access: AccessRule;
+  /** Puts the ids of a request into the one spelling that is stored; undefined when it has none. */
+  lowerCaseIds: ((request: Message) => void) | undefined;
   /** Answers a message, a promise of one, or an iterable of them, as the method says. */
   impl: (request: Message, context: HandlerContext) => unknown;
 }>;
@@ -116,6 +118,7 @@ export class Call {
 
   #check(request: Message): void {
     if (!this.caller) throw new Error("a call ran without having been authorized");
+    this.rpc.lowerCaseIds?.(request);
     requireOwn(this.rpc.access, this.caller, request);
     const result = this.#house.validator.validate(this.rpc.method.input, request);
     if (result.kind === "invalid") throw argumentInvalid(result.violations);
