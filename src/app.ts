@@ -118,7 +118,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   await migrate(orm);
   if (config.demo === "auto" && (await isEmpty(orm))) await loadShop(orm, demoSize);
 
-  const db = new Database(orm);
+  const db = await Database.open(orm);
   const orders = new Orders(db, config.orderTtlMs);
   const ranking = new Ranking(db);
   for (const job of startJobs(config, log, db, orders, ranking)) started.add(job, (it) => it.stop());

@@ -1,4 +1,3 @@
-import { OptimisticLockError } from "@mikro-orm/core";
 import { DomainError } from "../error.ts";
 
 /** The error itself and what it wraps, outermost first: the ORM and the driver both wrap. */
@@ -17,15 +16,22 @@ function hasCode(error: unknown, matches: (code: string) => boolean): boolean {
   return false;
 }
 
+/** A unique index that somebody else filled first. */
+const DUPLICATE = "23505";
 /**
- * Serialization failure, deadlock, and a unique index that somebody else filled first.
- * https://www.postgresql.org/docs/18/errcodes-appendix.html
+ * Serialization failure, deadlock, duplicate, and the division by zero with which an update fails whose versions were
+ * old. https://www.postgresql.org/docs/18/errcodes-appendix.html
  */
-const CONFLICTS = new Set(["40001", "40P01", "23505"]);
+const CONFLICTS = new Set(["40001", "40P01", DUPLICATE, "22012"]);
 
 /** Whether the unit of work lost against another one, so that running it again on fresh data makes sense. */
 export function isConflict(error: unknown): boolean {
-  return error instanceof OptimisticLockError || hasCode(error, (code) => CONFLICTS.has(code));
+  return hasCode(error, (code) => CONFLICTS.has(code));
+}
+
+/** Whether a unique index was filled already: by somebody else, or by another command of the same batch. */
+export function isDuplicate(error: unknown): boolean {
+  return hasCode(error, (code) => code === DUPLICATE);
 }
 
 const NETWORK = new Set(["ECONNREFUSED", "ECONNRESET", "EPIPE", "ETIMEDOUT", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH"]);
@@ -38,7 +44,8 @@ function isUnavailableCode(code: string): boolean {
 const LOST_CONNECTION =
   /connection terminated|timeout exceeded when trying to connect|client has encountered a connection/i;
 
-function isUnavailable(error: unknown): boolean {
+/** Whether the database could not be reached, so that nobody knows what became of the transaction. */
+export function isUnavailable(error: unknown): boolean {
   if (hasCode(error, isUnavailableCode)) return true;
   for (const { message } of causes(error)) {
     if (typeof message === "string" && LOST_CONNECTION.test(message)) return true;

@@ -1,38 +1,46 @@
-import { setTimeout as delay } from "node:timers/promises";
-import { IsolationLevel } from "@mikro-orm/core";
 import type { EntityManager, MikroORM } from "@mikro-orm/postgresql";
+import type { Pool } from "pg";
 import { DomainError } from "../error.ts";
-import type { Command, Touch, Write } from "./command.ts";
-import { isConflict, toDomainError } from "./conflict.ts";
-import { answeredBefore, answerOf } from "./idempotency.ts";
-import { Rows, UntouchedRows } from "./rows.ts";
+import { type BatchObserver, BatchRunner, type Isolation, type Pending } from "./batch.ts";
+import type { Command, Key, RowClass, Touch, Write } from "./command.ts";
+import { toDomainError } from "./conflict.ts";
+import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+import { Loader } from "./loader.ts";
+import { poolOf } from "./orm.ts";
+import type { Tables } from "./rows.ts";
+import { Table } from "./table.ts";
 
-/** How often a unit of work is tried before the caller hears CONFLICT. */
-const MAX_ATTEMPTS = 10;
-/** Upper bounds of the pause before a retry, in milliseconds: doubled from the first to the second. */
-const FIRST_PAUSE = 4;
-const LONGEST_PAUSE = 250;
+/** How often the rows that a command touches may turn out to be others before its caller hears CONFLICT. */
+const MAX_PLANS = 5;
 
-export type DatabaseOptions = {
+export type DatabaseOptions = Readonly<{
   /** The time that decisions see. */
   clock?: () => Date;
-  /**
-   * Where the first attempt runs. Below REPEATABLE READ updates get lost, because the ORM checks the versions of several
-   * rows in a statement of their own; only a test that shows this sets it.
-   */
-  isolationLevel?: IsolationLevel;
-};
+  observer?: BatchObserver;
+  /** Of the first attempt. Two guards keep updates from getting lost; a test takes this one away to show the other. */
+  isolation?: Isolation;
+}> &
+  Pick<GroupCommitOptions, "maxBatch" | "maxRunning" | "maxQueued">;
 
 /** The one place where state changes: units of work, and plain reads. */
 export class Database {
   readonly #orm: MikroORM;
   readonly #clock: () => Date;
-  readonly #isolationLevel: IsolationLevel;
+  readonly #commits: GroupCommit;
+  readonly #loader: Loader;
 
-  constructor(orm: MikroORM, options: DatabaseOptions = {}) {
+  private constructor(orm: MikroORM, pool: Pool, options: DatabaseOptions) {
+    const { clock = () => new Date(), observer = {}, isolation = "repeatable read", ...limits } = options;
+    const tables = tablesOf(orm);
+    const runner = new BatchRunner({ pool, tables, clock, observer, isolation });
     this.#orm = orm;
-    this.#clock = options.clock ?? (() => new Date());
-    this.#isolationLevel = options.isolationLevel ?? IsolationLevel.REPEATABLE_READ;
+    this.#clock = clock;
+    this.#commits = new GroupCommit({ ...limits, observer, run: (batch) => runner.run(batch) });
+    this.#loader = new Loader(pool, tables);
+  }
+
+  static async open(orm: MikroORM, options: DatabaseOptions = {}): Promise<Database> {
+    return new Database(orm, await poolOf(orm), options);
   }
 
   now(): Date {
@@ -48,20 +56,32 @@ export class Database {
     }
   }
 
+  /** The row with that key as it is now, or undefined. Calls of the same moment share a query. */
+  async find<E extends object>(entity: RowClass<E>, key: Key<E>): Promise<E | undefined> {
+    const [row] = await this.#loader.list(entity, key);
+    return row;
+  }
+
+  /** All rows with that key as they are now, in no order. Calls of the same moment share a query. */
+  list<E extends object>(entity: RowClass<E>, key: Key<E>): Promise<readonly E[]> {
+    return this.#loader.list(entity, key);
+  }
+
   /**
-   * Runs a caller's command in one transaction, together with the answer to be replayed.
+   * Runs a caller's command, and stores with its effects the answer to be replayed.
    *
    * @throws Replayed when the request was answered before
-   * @throws DomainError what the decision refused; REQUEST_ID_REUSED when the id was used for another request; CONFLICT
-   *   when others were faster too often; DATABASE_UNAVAILABLE, after which only sending it again tells what happened
+   * @throws DomainError what the decision refused; REQUEST_ID_REUSED when the id was used for another request; OVERLOADED;
+   *   CONFLICT when others were faster too often; DATABASE_UNAVAILABLE, after which only sending it again tells what
+   *   happened
    */
   write<R>(write: Write, command: Command<R>): Promise<R> {
-    return this.#run(command, write);
+    return this.#submit(command, write);
   }
 
   /** Runs a command of the service itself, which nobody sends twice. */
   apply<R>(command: Command<R>): Promise<R> {
-    return this.#run(command, undefined);
+    return this.#submit(command, undefined);
   }
 
   /** Runs plain statements of the service's own upkeep in one transaction; no decision on aggregates belongs here. */
@@ -73,52 +93,35 @@ export class Database {
     }
   }
 
-  async #run<R>(command: Command<R>, write: Write | undefined): Promise<R> {
-    for (let attempt = 1; ; attempt += 1) {
-      write?.signal.throwIfAborted();
-      try {
-        return await this.#attempt(command, write, attempt);
-      } catch (error) {
-        const replan = error instanceof UntouchedRows && typeof command.touches === "function";
-        if (!replan && !isConflict(error)) throw toDomainError(error);
-        if (attempt === MAX_ATTEMPTS) {
-          const message = "too many others changed the same rows at the same time";
-          throw new DomainError("CONFLICT", message, {}, { retryAfterMs: LONGEST_PAUSE, cause: error });
-        }
-        // Full jitter: those who met once should not meet again.
-        const longest = Math.min(FIRST_PAUSE * 2 ** attempt, LONGEST_PAUSE);
-        await delay(Math.random() * longest, undefined, write ? { signal: write.signal } : {});
-      }
-    }
+  #submit<R>(command: Command<R>, write: Write | undefined): Promise<R> {
+    const { promise, resolve, reject } = Promise.withResolvers<R>();
+    let plans = 0;
+    const submit = async () => {
+      plans += 1;
+      if (plans > MAX_PLANS) throw new DomainError("CONFLICT", "what the request is about keeps changing");
+      const touches = typeof command.touches === "function" ? await command.touches() : command.touches;
+      this.#commits.submit(pendingOf(touches));
+    };
+    const start = () => void submit().catch(reject);
+    const pendingOf = (touches: readonly Touch[]): Pending => ({
+      command,
+      write,
+      touches,
+      resolve: resolve as Pending["resolve"],
+      reject,
+      replan: start,
+    });
+    start();
+    return promise;
   }
+}
 
-  /**
-   * One transaction. The first attempt is optimistic: it reads a snapshot, and versions and isolation catch what changed
-   * since. Who has lost once waits its turn: it locks the rows first, at READ COMMITTED, where a lock returns the newest
-   * row (under a snapshot it would fail again instead of waiting).
-   */
-  async #attempt<R>(command: Command<R>, write: Write | undefined, attempt: number): Promise<R> {
-    const touches = await this.#plan(command);
-    const locked = attempt > 1;
-    const em = this.#orm.em.fork();
-    await em.begin({ isolationLevel: locked ? IsolationLevel.READ_COMMITTED : this.#isolationLevel });
-    try {
-      const rows = new Rows(em, this.#clock());
-      if (locked) await rows.loadLocked(touches);
-      // After the locks: a twin of this request that held them has committed its answer by now.
-      if (write) await answeredBefore(em, write);
-      if (!locked) await rows.load(touches);
-      const result = command.decide(rows);
-      if (write) em.persist(answerOf(write, result, rows.now));
-      await em.commit();
-      return result;
-    } catch (error) {
-      await em.rollback().catch(() => {});
-      throw error;
-    }
-  }
-
-  async #plan(command: Command<unknown>): Promise<readonly Touch[]> {
-    return typeof command.touches === "function" ? await command.touches() : command.touches;
-  }
+/** A table for each entity, made when it is first asked for. */
+function tablesOf(orm: MikroORM): Tables {
+  const tables = new Map<RowClass<object>, Table>();
+  return (entity) => {
+    const table = tables.get(entity) ?? new Table(orm.getMetadata().get(entity));
+    tables.set(entity, table);
+    return table;
+  };
 }

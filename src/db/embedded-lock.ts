@@ -59,10 +59,15 @@ function removeStale(path: string, stale: string): void {
   rmSync(aside, { force: true });
 }
 
+/** A live process holds the lock. */
+export class LockHeld extends Error {
+  override readonly name = "LockHeld";
+}
+
 /**
  * Takes the lock of this process at `path`.
  *
- * @throws Error when a live process holds it; the message names that process
+ * @throws LockHeld when a live process holds it; the message names that process
  */
 export function acquireLock(path: string, what: string): Lock {
   const mine = `${process.pid}\n${startOf(process.pid)}\n`;
@@ -79,7 +84,7 @@ export function acquireLock(path: string, what: string): Lock {
       }
       const found = readIfThere(path) ?? "";
       const holder = holderOf(found);
-      if (holder !== undefined) throw new Error(`${what} is in use by process ${holder}`);
+      if (holder !== undefined) throw new LockHeld(`${what} is in use by process ${holder}`);
       removeStale(path, found);
     }
   } finally {

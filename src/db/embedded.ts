@@ -4,7 +4,7 @@
  */
 import { type ChildProcessByStdio, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -14,12 +14,15 @@ import { promisify } from "node:util";
 import type { Logger } from "pino";
 import { type Binaries, findBinaries, findOwner, type Owner, POSTGRES_ENV } from "./embedded-binaries.ts";
 import { clusterOf, ensureCluster, findHome } from "./embedded-cluster.ts";
-import { acquireLock, commandOf } from "./embedded-lock.ts";
+import { acquireLock, commandOf, LockHeld } from "./embedded-lock.ts";
 
 /** Longest waits, in milliseconds: for recovery after a crash, and for a stop before it is forced. */
 const START_TIMEOUT = 60_000;
 const STOP_TIMEOUT = 30_000;
 const MAX_STARTS = 20;
+
+/** In DATA_DIR while Postgres runs, readable by its owner only: `psql "$(cat .data/database-url)"`. */
+const URL_FILE = "database-url";
 
 export type EmbeddedOptions = {
   /** Where its files are; made when missing. */
@@ -176,6 +179,9 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
     await stopOrphan(runtime);
     const password = await ensureCluster(binaries, owner, home, log);
     const { server, port } = await startServer(runtime, options.port);
+    const url = `postgres://postgres:${password}@127.0.0.1:${port}/postgres`;
+    const urlFile = join(home.dataDir, URL_FILE);
+    writeFileSync(urlFile, `${url}\n`, { mode: 0o600 });
     // However this process ends, short of kill -9: Postgres is told to stop cleanly.
     const onExit = () => void server.kill("SIGINT");
     process.on("exit", onExit);
@@ -188,11 +194,27 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
     const stop = async () => {
       stopping = true;
       await stopServer(server, log);
+      rmSync(urlFile, { force: true });
       lock.release();
     };
-    return { url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`, stop, exited };
+    return { url, stop, exited };
   } catch (error) {
     lock.release();
     throw error;
+  }
+}
+
+/**
+ * The Postgres of a data directory for a tool: the running service's when there is one, else one that is started for it.
+ * `close` leaves the service's running.
+ */
+export async function openEmbeddedPostgres(options: EmbeddedOptions): Promise<{ url: string; close(): Promise<void> }> {
+  try {
+    const { url, stop } = await startEmbeddedPostgres(options);
+    return { url, close: stop };
+  } catch (error) {
+    if (!(error instanceof LockHeld)) throw error;
+    const url = readFileSync(join(options.dataDir, URL_FILE), "utf8").trim();
+    return { url, close: async () => {} };
   }
 }

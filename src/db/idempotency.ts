@@ -1,7 +1,14 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import { DomainError } from "../error.ts";
-import { Replayed, type Write } from "./command.ts";
+import { Replayed, type Touch, type Tx, touch, type Write } from "./command.ts";
 import { Answer } from "./idempotency.entity.ts";
+
+const keyOf = ({ scope, rpc, requestId }: Write) => ({ scope, rpc, requestId });
+
+/** The earlier answer of a request, to be loaded with the rows that it touches. */
+export function answerTouch(write: Write): Touch {
+  return touch(Answer, keyOf(write));
+}
 
 /**
  * Returns when the request is new.
@@ -9,13 +16,12 @@ import { Answer } from "./idempotency.entity.ts";
  * @throws Replayed with the stored response when it was answered before
  * @throws DomainError REQUEST_ID_REUSED when its id was used for another request
  */
-export async function answeredBefore(em: EntityManager, write: Write): Promise<void> {
-  const { scope, rpc, requestId } = write;
-  const answer = await em.findOne(Answer, { scope, rpc, requestId });
+export function answerBefore(tx: Tx, write: Write): void {
+  const answer = tx.find(Answer, keyOf(write));
   if (!answer) return;
   if (Buffer.compare(answer.fingerprint, write.fingerprint) !== 0) {
     throw new DomainError("REQUEST_ID_REUSED", "the request id was used for another request", {
-      request_id: requestId,
+      request_id: write.requestId,
     });
   }
   throw new Replayed(answer.response);
@@ -23,10 +29,9 @@ export async function answeredBefore(em: EntityManager, write: Write): Promise<v
 
 /** The row that makes the request known, to be written with its effects. */
 export function answerOf(write: Write, result: unknown, now: Date): Answer {
-  const { scope, rpc, requestId } = write;
   const fingerprint = Buffer.from(write.fingerprint);
   const response = Buffer.from(write.encode(result));
-  return Object.assign(new Answer(), { scope, rpc, requestId, fingerprint, response, createTime: now });
+  return Object.assign(new Answer(), { ...keyOf(write), fingerprint, response, createTime: now });
 }
 
 /** Deletes up to `limit` answers older than `before`, and returns how many. */

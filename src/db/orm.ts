@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { Migrator } from "@mikro-orm/migrations";
 import { MikroORM, type Options } from "@mikro-orm/postgresql";
+import type { Pool } from "pg";
 import { Answer } from "./idempotency.entity.ts";
 
 /** Any number that all replicas agree on: the advisory lock under which one of them migrates. */
@@ -23,7 +24,7 @@ export function ormConfig(options: OrmOptions): Options {
     extensions: [Migrator],
     pool: { min: 0, max: options.poolSize },
     // A database that does not answer is reported while the caller still waits.
-    driverOptions: { connectionTimeoutMillis: 5_000 },
+    driverOptions: { connectionTimeoutMillis: 5_000, pipeline: true },
     migrations: {
       path: join(import.meta.dirname, "migrations"),
       glob: "*.ts",
@@ -35,6 +36,11 @@ export function ormConfig(options: OrmOptions): Options {
     allowGlobalContext: true,
     logger: () => {},
   };
+}
+
+/** The pool of connections that the ORM has opened. */
+export async function poolOf(orm: MikroORM): Promise<Pool> {
+  return orm.em.getConnection().getNativeClient();
 }
 
 /** Opens the connection pool. The caller closes it. */

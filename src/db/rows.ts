@@ -1,67 +1,117 @@
-import { LockMode } from "@mikro-orm/core";
-import type { EntityManager, FilterQuery } from "@mikro-orm/postgresql";
 import type { EntityClass, Key, RowClass, Touch, Tx } from "./command.ts";
+import type { ResultRows, Session } from "./session.ts";
+import type { Statement, Table } from "./table.ts";
 
 type Row = Record<string, unknown>;
+
+/** Finds the table of an entity. */
+export type Tables = (entity: RowClass<object>) => Table;
 
 /** A decision asked for rows that its command did not name: what it was planned on has changed. */
 export class UntouchedRows extends Error {
   override readonly name = "UntouchedRows";
 }
 
-function columnsOf(key: object): string {
-  return Object.keys(key).sort().join(",");
+/** Column names by which rows are asked for, in one order. */
+function shapeOf(key: object): string[] {
+  return Object.keys(key).sort();
+}
+
+function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
+  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column])}`;
 }
 
 /** The same text for the same rows, whatever the order of the columns. */
-function idOf(entity: object & { name?: string }, key: object, columns: string): string {
-  const values = columns.split(",").map((column) => String((key as Row)[column]));
-  return `${entity.name}(${columns})=${values.join(",")}`;
+export function touchId(touch: Touch): string {
+  return idOf(touch.entity, touch.key, shapeOf(touch.key));
 }
 
-function touchId(touch: Touch): string {
-  return idOf(touch.entity, touch.key, columnsOf(touch.key));
-}
+/** What becomes of a row when the unit of work is written. */
+type Tracked = { table: Table; row: Row; before: readonly string[] | undefined; removed: boolean };
 
-/** The rows of a unit of work: loaded once, found by key, and kept up with what decisions add and remove. */
+/**
+ * The rows of a unit of work: each loaded once, found by key, changed by one decision after the other, written at the
+ * end. What a refused decision has done is undone, so that the next one finds what the one before has left.
+ */
 export class Rows implements Tx {
   readonly now: Date;
-  readonly #em: EntityManager;
-  readonly #found = new Map<string, object[]>();
-  /** For each entity class the column sets by which it was asked for. */
-  readonly #columns = new Map<object, Set<string>>();
+  readonly #tables: Tables;
+  readonly #found = new Map<string, Row[]>();
+  /** For each entity class the shapes of the keys by which it was asked for. */
+  readonly #shapes = new Map<RowClass<object>, Map<string, string[]>>();
+  readonly #tracked = new Map<Row, Tracked>();
+  /** One row for one key, though several touches may find it. */
+  readonly #identity = new Map<string, Row>();
+  /** How to undo what the decision at hand has done; undefined between decisions. */
+  #journal: (() => void)[] | undefined;
+  #seen = new Set<Row>();
 
-  constructor(em: EntityManager, now: Date) {
-    this.#em = em;
+  constructor(tables: Tables, now: Date) {
+    this.#tables = tables;
     this.now = now;
   }
 
-  /** Loads everything that is touched, with one query for each entity and kind of key. */
-  async load(touches: readonly Touch[]): Promise<void> {
-    const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${columnsOf(touch.key)})`);
-    for (const group of groups.values()) {
+  /** What loads everything that is touched: one statement for each entity and shape of key. */
+  async load(session: Session, touches: readonly Touch[], before: readonly string[]): Promise<void> {
+    const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${shapeOf(touch.key)})`);
+    const loads = [...groups.values()].flatMap((group) => {
       const [first] = group;
-      if (!first) continue;
-      const columns = Object.keys(first.key);
-      const [column] = columns;
-      const where =
-        columns.length === 1 && column
-          ? { [column]: { $in: group.map((touch) => touch.key[column]) } }
-          : { $or: group.map((touch) => touch.key) };
-      this.#index(first, await this.#em.find(first.entity, where as FilterQuery<object>));
-    }
+      if (!first) return [];
+      const keys = group.map((touch) => touch.key);
+      return [{ touch: first, statement: this.#tables(first.entity).select(shapeOf(first.key), keys) }];
+    });
+    const results = await session.send([...before, ...loads.map(({ statement }) => statement)]);
+    for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
   }
 
   /**
-   * Loads everything that is touched and locks it, row by row in one order that all replicas share, so that they queue
+   * Locks and loads everything that is touched, row by row in one order that all replicas share, so that they queue
    * instead of failing each other. One equality at a time: a lock over several keys does not work on sharded tables.
+   * `last` is loaded behind the locks, and not locked itself.
    */
-  async loadLocked(touches: readonly Touch[]): Promise<void> {
-    const ordered = this.#declare(touches).sort((a, b) => (touchId(a) < touchId(b) ? -1 : 1));
-    for (const touch of ordered) {
-      const lockMode = LockMode.PESSIMISTIC_WRITE;
-      this.#index(touch, await this.#em.find(touch.entity, touch.key as FilterQuery<object>, { lockMode }));
+  async loadLocked(
+    session: Session,
+    touches: readonly Touch[],
+    last: readonly Touch[],
+    before: readonly string[],
+  ): Promise<void> {
+    const ordered = this.#declare(touches)
+      .map((touch) => ({ touch, id: touchId(touch) }))
+      .sort((a, b) => (a.id < b.id ? -1 : 1));
+    const locks = ordered.map(({ touch }) => this.#tables(touch.entity).lock(shapeOf(touch.key), touch.key));
+    // Sent in front of the rest: the server takes one lock after the other in this order.
+    const locking = session.send([...before, ...locks]);
+    const [results] = await Promise.all([locking, this.load(session, last, [])]);
+    for (const [index, { touch }] of ordered.entries()) this.#index(touch, results[before.length + index] ?? []);
+  }
+
+  /** Runs one decision; when it throws, everything it has done is undone before the error goes on. */
+  attempt<R>(decide: (tx: Tx) => R): R {
+    this.#journal = [];
+    this.#seen = new Set();
+    try {
+      return decide(this);
+    } catch (error) {
+      for (const undo of this.#journal.reverse()) undo();
+      throw error;
+    } finally {
+      this.#journal = undefined;
     }
+  }
+
+  /** What writes all changes: rows that others refer to first, each table in the order of its keys. */
+  changes(): Statement[] {
+    const byTable = Map.groupBy(this.#tracked.values(), ({ table }) => table);
+    const tables = [...byTable].sort(([a], [b]) => a.depth - b.depth);
+    const deletes = tables.toReversed().flatMap(([table, rows]) => {
+      const gone = rows.filter(({ removed, before }) => removed && before);
+      return gone.length > 0 ? [table.delete(gone.map(({ row }) => row))] : [];
+    });
+    const inserts = tables.flatMap(([table, rows]) => {
+      const added = rows.filter(({ removed, before }) => !removed && !before);
+      return added.length > 0 ? [table.insert(added.map(({ row }) => row))] : [];
+    });
+    return [...deletes, ...inserts, ...tables.flatMap(([table, rows]) => updateOf(table, rows))];
   }
 
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E {
@@ -75,43 +125,92 @@ export class Rows implements Tx {
   }
 
   list<E extends object>(entity: RowClass<E>, key: Key<E>): readonly E[] {
-    const id = idOf(entity, key, columnsOf(key));
+    const id = idOf(entity, key, shapeOf(key));
     const rows = this.#found.get(id);
     if (!rows) throw new UntouchedRows(`${id} was not named by the command`);
-    return rows as E[];
+    for (const row of rows) this.#remember(row);
+    return rows as object[] as E[];
   }
 
   add(entity: object): void {
-    this.#em.persist(entity);
-    this.#listsOf(entity, (rows) => rows.push(entity));
+    const row = entity as Row;
+    const table = this.#tables(entity.constructor as RowClass<object>);
+    this.#tracked.set(row, { table, row, before: undefined, removed: false });
+    this.#journal?.push(() => this.#tracked.delete(row));
+    this.#listsOf(row, (rows) => {
+      rows.push(row);
+      this.#journal?.push(() => void rows.splice(rows.indexOf(row), 1));
+    });
   }
 
   remove(entity: object): void {
-    this.#em.remove(entity);
-    this.#listsOf(entity, (rows) => rows.splice(rows.indexOf(entity), 1));
+    const row = entity as Row;
+    const tracked = this.#tracked.get(row);
+    if (!tracked) throw new Error("only rows of this unit of work can be removed");
+    tracked.removed = true;
+    this.#journal?.push(() => {
+      tracked.removed = false;
+    });
+    this.#listsOf(row, (rows) => {
+      const index = rows.indexOf(row);
+      rows.splice(index, 1);
+      this.#journal?.push(() => void rows.splice(index, 0, row));
+    });
+  }
+
+  /** Takes a copy of a row when a decision first gets hold of it. */
+  #remember(row: Row): void {
+    if (!this.#journal || this.#seen.has(row)) return;
+    this.#seen.add(row);
+    const copy = { ...row };
+    this.#journal.push(() => Object.assign(row, copy));
   }
 
   /** Opens an empty list for each key, so that "not there" differs from "not asked for"; drops repetitions. */
   #declare(touches: readonly Touch[]): Touch[] {
     return touches.filter((touch) => {
-      const id = touchId(touch);
+      const shape = shapeOf(touch.key);
+      const id = idOf(touch.entity, touch.key, shape);
       if (this.#found.has(id)) return false;
       this.#found.set(id, []);
-      const columns = this.#columns.get(touch.entity) ?? new Set();
-      this.#columns.set(touch.entity, columns.add(columnsOf(touch.key)));
+      const shapes = this.#shapes.get(touch.entity) ?? new Map<string, string[]>();
+      this.#shapes.set(touch.entity, shapes.set(String(shape), shape));
       return true;
     });
   }
 
-  #index(touch: Touch, rows: readonly object[]): void {
-    const columns = columnsOf(touch.key);
-    for (const row of rows) this.#found.get(idOf(touch.entity, row, columns))?.push(row);
+  #index({ entity, key }: Touch, results: ResultRows): void {
+    const shape = shapeOf(key);
+    const table = this.#tables(entity);
+    for (const values of results) {
+      const loaded = table.hydrate(values) as Row;
+      const identity = `${entity.name}=${table.keyOf(loaded)}`;
+      const row = this.#identity.get(identity) ?? loaded;
+      this.#identity.set(identity, row);
+      if (row === loaded) this.#tracked.set(row, { table, row, before: table.snapshot(row), removed: false });
+      this.#found.get(idOf(entity, row, shape))?.push(row);
+    }
   }
 
-  #listsOf(entity: object, change: (rows: object[]) => void): void {
-    for (const columns of this.#columns.get(entity.constructor) ?? []) {
-      const rows = this.#found.get(idOf(entity.constructor, entity, columns));
+  #listsOf(row: Row, change: (rows: Row[]) => void): void {
+    const entity = row.constructor as unknown as RowClass<object>;
+    for (const shape of this.#shapes.get(entity)?.values() ?? []) {
+      const rows = this.#found.get(idOf(entity, row, shape));
       if (rows) change(rows);
     }
   }
+}
+
+/** Writes what has changed in any of the rows: all of them get the same columns, so that one statement does. */
+function updateOf(table: Table, rows: readonly Tracked[]): Statement[] {
+  const changed = new Set<string>();
+  const dirty = rows.filter(({ row, before, removed }) => {
+    if (!before || removed) return false;
+    const properties = table.changes(row, before);
+    for (const property of properties) changed.add(property);
+    return properties.length > 0;
+  });
+  if (dirty.length === 0) return [];
+  const sorted = dirty.map(({ row }) => row).sort((a, b) => (table.keyOf(a) < table.keyOf(b) ? -1 : 1));
+  return [table.update([...changed].sort(), sorted)];
 }

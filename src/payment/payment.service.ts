@@ -41,7 +41,7 @@ export class Payments {
     // A payment never changes its order, so what is read here holds in the transaction too.
     const { orderId } = await this.get(userId, paymentId);
     return this.#db.write(call, {
-      touches: () => this.#db.read((em) => touchesToGiveUp(em, orderId)),
+      touches: () => touchesToGiveUp(this.#db, orderId),
       decide: (tx) => {
         const payment = tx.list(Payment, { orderId }).find(({ id }) => id === paymentId);
         if (!payment) throw Payment.notFound({ id: paymentId });
@@ -54,8 +54,8 @@ export class Payments {
 
   /** @throws DomainError PAYMENT_NOT_FOUND, also for a payment of somebody else */
   async get(userId: string, id: string): Promise<Payment> {
-    const payment = await this.#db.read((em) => em.findOne(Payment, { id, userId }));
-    if (!payment) throw Payment.notFound({ id });
+    const payment = await this.#db.find(Payment, { id });
+    if (payment?.userId !== userId) throw Payment.notFound({ id });
     return payment;
   }
 

@@ -13,7 +13,7 @@ import { type ConnectError, createContextKey, type HandlerContext } from "@conne
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import { type AccessRule, type Caller, requireOwn, requireRole, type Verifier } from "./auth.ts";
-import { codeName, codeOf, toConnectError, toDomainError } from "./error-map.ts";
+import { codeName, codeOf, isMapped, toConnectError, toDomainError } from "./error-map.ts";
 
 type Init = MessageInitShape<DescMethodUnary["output"]>;
 
@@ -176,6 +176,7 @@ export class Call {
 
   /** Records that the call was refused, and makes the error that the caller gets. */
   refuse(error: unknown): ConnectError {
+    if (isMapped(error)) return error;
     const refusal = toDomainError(error);
     const internal = refusal.reason === "INTERNAL";
     if (this.#end() || internal) {

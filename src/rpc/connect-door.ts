@@ -1,12 +1,13 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { DescMethod, Message } from "@bufbuild/protobuf";
+import { type DescMethod, type Message, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter, cors, type HandlerContext } from "@connectrpc/connect";
 import { errorToJson } from "@connectrpc/connect/protocol-connect";
+import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { DomainError } from "../error.ts";
 import { type Call, callKey, type Rpc } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { toConnectError } from "./error-map.ts";
+import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { isMapped, toConnectError } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
 export type ConnectDoorOptions = Readonly<{
@@ -30,16 +31,16 @@ function blame(call: Call, error: ConnectError): unknown {
  * Runs when the library gives up a call by itself (broken JSON, too large, past the deadline, caller gone). It has no
  * hook for changing its errors, but it aborts the context with the error before it sends it.
  */
-function onAbort(call: Call, reason: unknown): void {
-  if (!(reason instanceof ConnectError)) {
-    call.abandon(new DomainError("CANCELLED", "the caller has gone"));
-    return;
+function onAbort(call: Call, { signal, timeoutMs }: HandlerContext): void {
+  const { reason } = signal;
+  if (!(reason instanceof ConnectError) || reason.code === Code.Aborted) {
+    call.abandon(gone(timeoutMs()));
+  } else if (!isMapped(reason)) {
+    const meant = blame(call, reason);
+    call.abandon(meant);
+    const { code, rawMessage, details } = call.refuse(meant);
+    Object.assign(reason as Mutable<ConnectError>, { code, rawMessage, details });
   }
-  if (reason.details.length > 0) return;
-  const meant = blame(call, reason);
-  call.abandon(meant);
-  const { code, rawMessage, details } = call.refuse(meant);
-  Object.assign(reason as Mutable<ConnectError>, { code, rawMessage, details });
 }
 
 /** Begins a call when its headers are there, before its body is read. */
@@ -47,7 +48,7 @@ async function admit(pipeline: Pipeline, rpc: Rpc, context: HandlerContext): Pro
   const call = pipeline.begin(rpc, context.requestHeader.get("x-request-id"));
   context.values.set(callKey, call);
   context.responseHeader.set("x-request-id", call.requestId);
-  context.signal.addEventListener("abort", () => onAbort(call, context.signal.reason), { once: true });
+  context.signal.addEventListener("abort", () => onAbort(call, context), { once: true });
   try {
     context.signal.throwIfAborted();
     await call.authorize(context.requestHeader.get("authorization") ?? undefined);
@@ -62,10 +63,23 @@ function callOf(context: HandlerContext): Call {
   return call;
 }
 
+/**
+ * Where answers are sent in envelopes, the library puts what it finds wrong with a message into the answer and tells
+ * nobody before: the one failure of ours that could leave the house unmapped.
+ */
+function assertEncodable(call: Call, message: Message): void {
+  try {
+    toBinary(call.rpc.method.output, message);
+  } catch (error) {
+    throw call.refuse(error);
+  }
+}
+
 async function serveUnary(request: Message, context: HandlerContext): Promise<Message> {
   const call = callOf(context);
   try {
     const message = await call.run(request, context);
+    if (context.protocolName !== "connect") assertEncodable(call, message);
     call.complete();
     return message;
   } catch (error) {
@@ -73,10 +87,18 @@ async function serveUnary(request: Message, context: HandlerContext): Promise<Me
   }
 }
 
+async function* serveStream(request: Message, context: HandlerContext): AsyncGenerator<Message, void> {
+  const call = callOf(context);
+  for await (const message of call.stream(request, context)) {
+    assertEncodable(call, message);
+    yield message;
+  }
+}
+
 function addRpcs(router: ConnectRouter, rpcs: readonly Rpc[]): void {
   for (const { method } of rpcs) {
     if (method.methodKind === "unary") router.rpc(method, serveUnary);
-    else router.rpc(method, (request, context) => callOf(context).stream(request, context));
+    else router.rpc(method, serveStream);
   }
 }
 
@@ -84,8 +106,14 @@ function sendText(response: ServerResponse, status: number, text: string): void 
   response.writeHead(status, { "content-type": "text/plain" }).end(`${text}\n`);
 }
 
-function sendNotFound(response: ServerResponse): void {
+/** Answers a path that is no RPC in the words of the caller's protocol. */
+function sendNotFound(request: IncomingMessage, response: ServerResponse): void {
   const error = toConnectError(new DomainError("METHOD_NOT_SERVED", "there is no such RPC"), "");
+  const type = request.headers["content-type"];
+  if (type?.startsWith("application/grpc-web")) {
+    response.setHeaders(setTrailerStatus(new Headers({ "content-type": type }), error)).end();
+    return;
+  }
   response.writeHead(404, { "content-type": "application/json" }).end(JSON.stringify(errorToJson(error, undefined)));
 }
 
@@ -111,7 +139,27 @@ function setDeadline(request: IncomingMessage): void {
   headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
 }
 
-function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
+/** Answers that are not sent yet: a stop tells their callers not to use the connection again. */
+type Unsent = Set<ServerResponse>;
+
+/**
+ * Leaves the connection ready for its next request. A body that was refused half-way would stand in the way: it is read
+ * to its end, for which requestTimeout sets the time; the library would destroy the request and leave the socket hanging.
+ * While the server stops, there is no next request.
+ */
+function tidyUp(unsent: Unsent, pipeline: Pipeline, request: IncomingMessage, response: ServerResponse): void {
+  if (pipeline.stopping) response.shouldKeepAlive = false;
+  unsent.add(response);
+  response.once("close", () => unsent.delete(response));
+  request[Symbol.asyncIterator] = () =>
+    request.iterator({ destroyOnReturn: false }) as AsyncGenerator<Buffer, undefined>;
+  response.once("finish", () => {
+    if (!request.complete) request.resume();
+    if (pipeline.stopping) request.socket.end();
+  });
+}
+
+function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoorOptions) {
   const byMethod = new Map<DescMethod, Rpc>(pipeline.rpcs.map((rpc) => [rpc.method, rpc]));
   const byPath = new Map(pipeline.rpcs.map((rpc) => [`/${rpc.name}`, rpc]));
   const adapter = connectNodeAdapter({
@@ -128,15 +176,15 @@ function createListener(pipeline: Pipeline, options: ConnectDoorOptions) {
     );
 
   return (request: IncomingMessage, response: ServerResponse): unknown => {
-    if (pipeline.stopping) response.shouldKeepAlive = false;
     allowOrigin(request, response, options.corsOrigins);
     if (request.method === "OPTIONS") return response.writeHead(204).end();
     const path = request.url?.split("?", 1)[0] ?? "";
     if (path === "/healthz") return sendText(response, 200, "ok");
     if (path === "/readyz") return sendReady(response);
     const rpc = byPath.get(path);
-    if (!rpc) return sendNotFound(response);
+    if (!rpc) return sendNotFound(request, response);
     if (rpc.method.methodKind === "unary") setDeadline(request);
+    tidyUp(unsent, pipeline, request, response);
     try {
       return adapter(request, response);
     } catch {
@@ -154,11 +202,15 @@ async function closeServer(server: Server): Promise<void> {
 
 /** Opens the door for Connect and gRPC-Web over HTTP/1.1, with /healthz and /readyz. @throws Error naming HTTP_PORT */
 export async function openConnectDoor(pipeline: Pipeline, options: ConnectDoorOptions): Promise<Door> {
+  const unsent: Unsent = new Set();
   const server = createServer(
     // A request must be there in time, so that nobody holds a socket by sending slowly; answers may take as they like.
     { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 60_000, connectionsCheckingInterval: 5_000 },
-    createListener(pipeline, options),
+    createListener(unsent, pipeline, options),
   );
   const port = await listen(server, "HTTP_PORT", options.host, options.port);
-  return { port, announceStop: () => {}, close: () => closeServer(server) };
+  const announceStop = () => {
+    for (const response of unsent) response.shouldKeepAlive = false;
+  };
+  return { port, announceStop, close: () => closeServer(server) };
 }

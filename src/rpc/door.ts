@@ -1,4 +1,5 @@
 import type { AddressInfo, Server } from "node:net";
+import { DomainError } from "../error.ts";
 
 /** The largest request that either door reads, in bytes. */
 export const MAX_REQUEST_BYTES = 1024 * 1024;
@@ -17,6 +18,13 @@ export type Door = Readonly<{
   /** Closes the port, lets sockets finish sending, and then closes them. */
   close(): Promise<void>;
 }>;
+
+/** What it means that a caller has gone: at its deadline it hangs up by itself, often a little before our own timer. */
+export function gone(leftMs: number | undefined): DomainError {
+  return leftMs !== undefined && leftMs < 50
+    ? new DomainError("DEADLINE_EXCEEDED", "the deadline has passed")
+    : new DomainError("CANCELLED", "the caller has gone");
+}
 
 /** Waits for a promise, but not longer than `ms`. Answers whether it was in time. */
 export async function within(promise: Promise<unknown>, ms: number): Promise<boolean> {

@@ -109,6 +109,11 @@ export function toConnectError(error: unknown, requestId: string): ConnectError 
   return connectError;
 }
 
+/** Whether an error is one of ours that has its reason already, and not one that a transport library raised. */
+export function isMapped(error: unknown): error is ConnectError {
+  return error instanceof ConnectError && error.details.length > 0;
+}
+
 /** The error as bytes of google.rpc.Status, the value of `grpc-status-details-bin`. */
 export function encodeStatus(error: ConnectError): Uint8Array {
   const details = error.details.flatMap((detail) =>

@@ -15,7 +15,7 @@ import {
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import type { Call, Rpc } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { encodeStatus, toConnectError, toDomainError } from "./error-map.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
@@ -47,14 +47,6 @@ function decode(rpc: Rpc, bytes: Uint8Array): Message {
   }
 }
 
-function gone(deadlineMs: number): DomainError {
-  // Timers and the clock differ by a few milliseconds.
-  const late = Date.now() + 5 >= deadlineMs;
-  return late
-    ? new DomainError("DEADLINE_EXCEEDED", "the deadline has passed")
-    : new DomainError("CANCELLED", "the caller has gone");
-}
-
 /** Gives up a call whose caller has gone or waits no longer. */
 function leave(call: Call, context: GrpcContext, reason: DomainError): void {
   call.abandon(reason);
@@ -79,10 +71,12 @@ function serveUnary(pipeline: Pipeline, rpc: Rpc): handleUnaryCall<Buffer, Buffe
     const context = new GrpcContext(call, grpc.metadata, deadlineMs);
     // The library keeps the deadline that the caller set, and says `cancelled`; it does so after the end too.
     const timer =
-      asked === deadlineMs ? undefined : setTimeout(() => leave(call, context, gone(deadlineMs)), DEFAULT_DEADLINE_MS);
+      asked === deadlineMs
+        ? undefined
+        : setTimeout(() => leave(call, context, gone(context.timeoutMs())), DEFAULT_DEADLINE_MS);
     let answered = false;
     grpc.on("cancelled", () => {
-      if (!answered) leave(call, context, gone(deadlineMs));
+      if (!answered) leave(call, context, gone(context.timeoutMs()));
     });
     answer(call, context, grpc.metadata, grpc.request)
       .then(
@@ -134,13 +128,13 @@ function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Bu
     const call = pipeline.begin(rpc, stream.metadata.get("x-request-id")[0] as string | undefined);
     const deadlineMs = Number(stream.getDeadline());
     const context = new GrpcContext(call, stream.metadata, deadlineMs);
-    stream.on("cancelled", () => leave(call, context, gone(deadlineMs)));
+    stream.on("cancelled", () => leave(call, context, gone(context.timeoutMs())));
     pump(stream, call, context)
       .then(
         () => stream.end(context.trailer()),
         (error: unknown) => stream.emit("error", toStatus(call.refuse(error), context.header())),
       )
-      .finally(() => context.abort(gone(deadlineMs)));
+      .finally(() => context.abort(gone(context.timeoutMs())));
   };
 }
 

@@ -2,7 +2,7 @@ import { type DescFile, type DescService, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import type { Server, ServerWritableStream } from "@grpc/grpc-js";
 import { ReflectionService } from "@grpc/reflection";
-import { HealthImplementation, service as healthService } from "grpc-health-check";
+import { HealthImplementation } from "grpc-health-check";
 import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.ts";
 
 type PackageDefinition = ConstructorParameters<typeof ReflectionService>[0];
@@ -45,7 +45,6 @@ export function addReflection(server: Server, services: readonly DescService[]):
   const files = new Map<string, Buffer>();
   for (const { file } of services) addFile(file, files);
   addFile(file_google_rpc_error_details, files);
-  const health = Object.values(healthService).flatMap(({ requestType }) => requestType.fileDescriptorProtos);
-  const definition = { format: "", type: {}, fileDescriptorProtos: [...files.values(), ...health] };
+  const definition = { format: "", type: {}, fileDescriptorProtos: [...files.values()] };
   new ReflectionService({ contract: definition } as unknown as PackageDefinition).addToServer(server);
 }

@@ -1,0 +1,113 @@
+/** Lines up commands and lets those that may run together become one transaction. */
+import { DomainError } from "../error.ts";
+import type { BatchObserver, Pending } from "./batch.ts";
+import { touchId } from "./rows.ts";
+
+/** The most commands in one transaction. */
+const MAX_BATCH = 128;
+/** The most transactions at a time: while one is written, the next one is decided. */
+const MAX_RUNNING = 2;
+/** The most commands that wait; whoever comes then is told to come back. */
+const MAX_QUEUED = 10_000;
+/** In milliseconds. */
+const OVERLOAD_PAUSE = 100;
+
+type Queued = { readonly pending: Pending; readonly keys: readonly string[]; readonly since: number };
+
+export type GroupCommitOptions = Readonly<{
+  /** Answers all commands of a batch; never throws. */
+  run(batch: readonly Pending[]): Promise<void>;
+  observer: BatchObserver;
+  maxBatch?: number;
+  maxRunning?: number;
+  maxQueued?: number;
+}>;
+
+/**
+ * While a batch is being committed, arriving commands wait; then as many as may run together become the next one. Two
+ * batches run at once only when they have no row in common, so a process never conflicts with itself. When nothing
+ * waits, a command goes at once.
+ *
+ * Commands that have a row in common run in the order of their arrival: one that has to wait holds back those behind it
+ * that touch its rows, and so waits for nobody who came later.
+ */
+export class GroupCommit {
+  readonly #options: GroupCommitOptions;
+  readonly #maxBatch: number;
+  readonly #maxRunning: number;
+  readonly #maxQueued: number;
+  #queue: Queued[] = [];
+  #running = 0;
+  /** Rows of the batches that run. */
+  readonly #busy = new Set<string>();
+  #scheduled = false;
+
+  constructor(options: GroupCommitOptions) {
+    this.#options = options;
+    this.#maxBatch = options.maxBatch ?? MAX_BATCH;
+    this.#maxRunning = options.maxRunning ?? MAX_RUNNING;
+    this.#maxQueued = options.maxQueued ?? MAX_QUEUED;
+  }
+
+  /** Lines a command up; it is answered through its own callbacks. Refused with OVERLOADED when too many wait. */
+  submit(pending: Pending): void {
+    if (this.#queue.length >= this.#maxQueued) {
+      const message = "too many requests are waiting";
+      pending.reject(new DomainError("OVERLOADED", message, {}, { retryAfterMs: OVERLOAD_PAUSE }));
+      return;
+    }
+    const { write, touches } = pending;
+    const keys = touches.map(touchId);
+    // A request that is sent twice at once is a conflict with itself.
+    if (write) keys.push(`${write.scope} ${write.rpc} ${write.requestId}`);
+    this.#queue.push({ pending, keys, since: performance.now() });
+    this.#schedule();
+  }
+
+  /** Starts batches after everything that has arrived in this turn of the event loop: nobody waits for a timer. */
+  #schedule(): void {
+    if (this.#scheduled || this.#running >= this.#maxRunning) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      while (this.#running < this.#maxRunning) {
+        const batch = this.#take();
+        if (batch.length === 0) return;
+        void this.#start(batch);
+      }
+    });
+  }
+
+  async #start(batch: readonly Queued[]): Promise<void> {
+    this.#running += 1;
+    const keys = batch.flatMap((queued) => queued.keys);
+    for (const key of keys) this.#busy.add(key);
+    await this.#options.run(batch.map(({ pending }) => pending));
+    for (const key of keys) this.#busy.delete(key);
+    this.#running -= 1;
+    this.#schedule();
+  }
+
+  /** The commands that may run now, out of the queue. */
+  #take(): Queued[] {
+    const batch: Queued[] = [];
+    const waiting: Queued[] = [];
+    const heldBack = new Set<string>();
+    let position = 0;
+    for (; position < this.#queue.length && batch.length < this.#maxBatch; position += 1) {
+      const queued = this.#queue[position] as Queued;
+      const { pending, keys } = queued;
+      if (pending.write?.signal.aborted) {
+        pending.reject(pending.write.signal.reason);
+      } else if (keys.some((key) => this.#busy.has(key) || heldBack.has(key))) {
+        for (const key of keys) heldBack.add(key);
+        waiting.push(queued);
+      } else {
+        this.#options.observer.waited?.(performance.now() - queued.since);
+        batch.push(queued);
+      }
+    }
+    this.#queue = [...waiting, ...this.#queue.slice(position)];
+    return batch;
+  }
+}
