@@ -103,9 +103,9 @@ function spawnServer({ binaries, owner, cluster, durable }: Runtime, port: numbe
     stdio: ["ignore", "ignore", "pipe"],
     detached: true,
   });
-  // However this process ends, short of kill -9: Postgres is told to stop cleanly.
+  // However this process ends, short of kill -9: Postgres is told to stop cleanly, before others clean up its files.
   const onExit = () => void server.kill("SIGINT");
-  process.on("exit", onExit);
+  process.prependListener("exit", onExit);
   server.once("exit", () => process.off("exit", onExit));
   return server;
 }
