@@ -153,7 +153,7 @@ test("the default page holds 50, and none more than 1000", async () => {
                          valid_until, create_time)
      select gen_random_uuid(), 'many', 100, 0, 1, 0, 1, now(), now() + interval '1 day', now() from generate_series(1, 1100)`,
   );
-  const sizeOf = async (ask: Ask) => (await lists["coupons"]?.page(ask))?.keys.length;
+  const sizeOf = async (ask: Ask) => (await lists.coupons?.page(ask))?.keys.length;
   expect(await sizeOf({})).toBe(50);
   expect(await sizeOf({ pageSize: 999 })).toBe(999);
   expect(await sizeOf({ pageSize: 1_001 })).toBe(1_000);

@@ -1,11 +1,11 @@
 /** The real service with its real clients, and the little stories that tests need: a user with money, a paid order. */
 import { randomUUIDv7 } from "node:crypto";
-import {
-  type DescMessage,
-  type DescMethodServerStreaming,
-  type DescMethodUnary,
-  type MessageInitShape,
-  type MessageShape,
+import type {
+  DescMessage,
+  DescMethodServerStreaming,
+  DescMethodUnary,
+  MessageInitShape,
+  MessageShape,
 } from "@bufbuild/protobuf";
 import { Client } from "pg";
 import { afterAll } from "vitest";
