@@ -8,5 +8,7 @@ export default defineConfig({
     testTimeout: 30_000,
     hookTimeout: 60_000,
     maxWorkers: 2,
+    // .ci/run counts from the second.
+    reporters: ["default", ["json", { outputFile: "build/test-results.json" }]],
   },
 });

@@ -4,7 +4,7 @@ import { start } from "./app.ts";
 import { readConfig } from "./config.ts";
 
 /** One Ctrl-C in a terminal arrives twice, because npm passes it on. A second one within this time, in ms, is the same. */
-const SAME_PRESS = 500;
+const SAME_PRESS = 1_000;
 
 /** Resolves at the first signal to stop. The second one ends the process at once. */
 function stopSignal(): Promise<void> {
@@ -31,6 +31,7 @@ async function run(): Promise<number> {
   if (failure) log.fatal({ err: failure }, "the service can't go on");
   else log.info("stopping");
   await app.stop();
+  log.info("stopped");
   return failure ? 1 : 0;
 }
 

@@ -113,7 +113,7 @@ describe("the cluster", () => {
     };
     const names = Object.keys(settings).map((name) => `'${name}'`);
     const rows = await query(postgres.url, `select name, setting from pg_settings where name in (${names})`);
-    expect(Object.fromEntries(rows.map((row) => [row["name"], row["setting"]]))).toEqual(settings);
+    expect(Object.fromEntries(rows.map((row) => [row.name, row.setting]))).toEqual(settings);
     const rules = await query(postgres.url, "select distinct auth_method from pg_hba_file_rules");
     expect(rules).toEqual([{ auth_method: "scram-sha-256" }]);
     await expect(query(postgres.url.replace(password, "wrong"), "select 1")).rejects.toThrow(/authentication failed/);
@@ -175,7 +175,7 @@ describe("a service that was killed", () => {
     expect(existsSync(join(dataDir, "postgres"))).toBe(false);
     const next = await start(dataDir);
     expect(await query(next.url, "select 1 as n")).toEqual([{ n: 1 }]);
-    expect(readdirSync(dataDir).sort()).toEqual(["lock", "postgres", "postgres-password"]);
+    expect(readdirSync(dataDir).sort()).toEqual(["database-url", "lock", "postgres", "postgres-password"]);
   });
 
   async function* notices(path: string, started: Run): AsyncGenerator<void> {

@@ -3,11 +3,13 @@ import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { sign } from "../src/rpc/auth.ts";
 import { createDatabase } from "./support/database.ts";
-import { run, runMain, startServer } from "./support/processes.ts";
+import { runMain, startServer } from "./support/processes.ts";
 
-const ROOT = join(import.meta.dirname, "..");
 const JWT_SECRET = "a secret for tests, long enough to be one";
 
 let databaseUrl: string;
@@ -69,17 +71,54 @@ describe("a stop", () => {
     expect(code).toBe(0);
   });
 
-  test("Ctrl-C under npm, which passes the signal on once more, is one stop", async () => {
-    const env = { JWT_SECRET, DATABASE_URL: databaseUrl, DATA_DIR: scratch, GRPC_PORT: "0", HTTP_PORT: "0" };
-    const npm = run("npm", ["start"], { cwd: ROOT, env, detached: true });
-    await npm.printed(/http:\/\//);
-    process.kill(-npm.pid, "SIGINT");
-    const { stderr } = await npm.exited;
-    expect(stderr.match(/"stopping"/g)).toHaveLength(1);
+  const env = { JWT_SECRET, DATA_DIR: scratch, LOG_LEVEL: "info", SHUTDOWN_GRACE: "10m" };
+
+  /** A call that waits inside the service until `release` is called. */
+  async function heldCall(httpPort: number): Promise<{ answer: Promise<Response>; release(): Promise<void> }> {
+    const holder = new Client({ connectionString: databaseUrl });
+    await holder.connect();
+    await holder.query("begin; lock table shop_user in access exclusive mode");
+    const secret = new TextEncoder().encode(JWT_SECRET);
+    const token = await sign(secret, { subject: "backend", roles: ["service"], ttl: "1h" });
+    const answer = fetch(`http://127.0.0.1:${httpPort}/shop.v1.UserService/GetUser`, {
+      method: "POST",
+      headers: { "content-type": "application/json", authorization: `Bearer ${token}` },
+      body: JSON.stringify({ userId: "01890a5d-ac96-774b-bcce-b302099a8057" }),
+    });
+    const waiting = "select count(*)::int as n from pg_locks where not granted and relation = 'shop_user'::regclass";
+    await expect.poll(async () => (await holder.query(waiting)).rows[0].n, { timeout: 10_000 }).toBe(1);
+    return { answer, release: () => holder.end() };
+  }
+
+  test("lets a running call finish, and takes a signal that comes twice for one: npm passes Ctrl-C on", async () => {
+    const server = await startServer({ databaseUrl, env });
+    const call = await heldCall(server.httpPort);
+    server.kill("SIGINT");
+    await server.logged(/"stopping"/);
+    server.kill("SIGINT");
+    await call.release();
+    expect((await call.answer).status).toBe(404);
+    const { code, stderr } = await server.exited;
+    expect(stderr).toMatch(/"stopping"(.|\n)*"stopped"/);
+    expect(code).toBe(0);
+  });
+
+  test("a second signal does not wait for what still runs", async () => {
+    const server = await startServer({ databaseUrl, env });
+    const call = await heldCall(server.httpPort);
+    server.kill("SIGINT");
+    await server.logged(/"stopping"/);
+    // Only time tells a second press from the same one.
+    await delay(1_100);
+    const cutOff = expect(call.answer).rejects.toThrow();
+    server.kill("SIGINT");
+    expect((await server.exited).code).toBe(1);
+    await cutOff;
+    await call.release();
   });
 
   test("logs are JSON on stderr, and stdout holds what is for people", async () => {
-    const server = await startServer({ databaseUrl, env: { JWT_SECRET, DATA_DIR: scratch, LOG_LEVEL: "info" } });
+    const server = await startServer({ databaseUrl, env });
     const { stdout, stderr } = await server.stop();
     const lines = stderr.trimEnd().split("\n");
     expect(lines.map((line) => JSON.parse(line).msg)).toContain("stopping");

@@ -20,7 +20,7 @@ export class Balances {
 
   /** @throws DomainError USER_NOT_FOUND */
   async get(userId: string): Promise<Wallet> {
-    const wallet = await this.#db.read((em) => em.findOne(Wallet, { userId }));
+    const wallet = await this.#db.find(Wallet, { userId });
     if (!wallet) throw Wallet.notFound({ userId });
     return wallet;
   }

@@ -89,19 +89,18 @@ export class Carts {
   }
 
   /** What is in the cart at today's prices, in the order it was put in. @throws DomainError USER_NOT_FOUND */
-  get(userId: string): Promise<PricedItem[]> {
-    return this.#db.read(async (em) => {
-      const items = await em.find(CartItem, { userId }, { orderBy: { position: "asc" } });
-      if (items.length === 0 && !(await em.findOne(User, { id: userId }))) throw User.notFound({ id: userId });
-      const found = await em.find(Variant, { id: { $in: items.map((item) => item.variantId) } });
-      const variants = new Map(found.map((variant) => [variant.id, variant]));
-      return items.flatMap((item) => {
-        const variant = variants.get(item.variantId);
-        if (!variant) return [];
-        const lineTotal = variant.price * BigInt(item.quantity);
-        return [{ item, variant, lineTotal, purchasable: variant.stock >= item.quantity }];
-      });
-    });
+  async get(userId: string): Promise<PricedItem[]> {
+    const items = await this.#db.list(CartItem, { userId });
+    if (items.length === 0 && !(await this.#db.find(User, { id: userId }))) throw User.notFound({ id: userId });
+    const inOrder = items.toSorted((a, b) => Number(a.position - b.position));
+    return Promise.all(
+      inOrder.map(async (item) => {
+        const { variantId: id, quantity } = item;
+        const variant = await this.#db.find(Variant, { id });
+        if (!variant) throw Variant.notFound({ id });
+        return { item, variant, lineTotal: variant.price * BigInt(quantity), purchasable: variant.stock >= quantity };
+      }),
+    );
   }
 }
 

@@ -34,7 +34,7 @@ export class Coupons {
 
   /** @throws DomainError COUPON_NOT_FOUND */
   async get(id: string): Promise<Coupon> {
-    const coupon = await this.#db.read((em) => em.findOne(Coupon, { id }));
+    const coupon = await this.#db.find(Coupon, { id });
     if (!coupon) throw Coupon.notFound({ id });
     return coupon;
   }

@@ -76,7 +76,7 @@ export class Orders {
   cancel(call: Write, input: { userId: string; orderId: string }): Promise<OrderWithLines> {
     const { userId, orderId } = input;
     return this.#db.write(call, {
-      touches: () => this.#db.read((em) => touchesToGiveUp(em, orderId)),
+      touches: () => touchesToGiveUp(this.#db, orderId),
       decide: (tx) => {
         const order = tx.get(Order, { id: orderId });
         order.assertOwnedBy(userId);
@@ -104,7 +104,7 @@ export class Orders {
 
   #expire(id: string): Promise<boolean> {
     return this.#db.apply({
-      touches: () => this.#db.read((em) => touchesToGiveUp(em, id)),
+      touches: () => touchesToGiveUp(this.#db, id),
       decide: (tx) => expire(tx, tx.get(Order, { id })),
     });
   }
@@ -114,26 +114,22 @@ export class Orders {
    *
    * @throws DomainError USER_NOT_FOUND
    */
-  quote(purchase: Omit<Purchase, "expectedTotal">): Promise<Quote> {
+  async quote(purchase: Omit<Purchase, "expectedTotal">): Promise<Quote> {
     const { userId, issuedCouponId, fromCart } = purchase;
-    return this.#db.read(async (em) => {
-      if (!(await em.findOne(User, { id: userId }))) throw User.notFound({ id: userId });
-      const wanted = fromCart ? await em.find(CartItem, { userId }, { orderBy: { position: "asc" } }) : purchase.lines;
-      const found = await em.find(Variant, { id: { $in: wanted.map((line) => line.variantId) } });
-      const coupon =
-        issuedCouponId === undefined ? null : await em.findOne(IssuedCoupon, { userId, id: issuedCouponId });
-      const variants = new Map(found.map((variant) => [variant.id, variant]));
-      return quoteOf(wanted, variants, coupon ?? issuedCouponId, this.#db.now());
-    });
+    if (!(await this.#db.find(User, { id: userId }))) throw User.notFound({ id: userId });
+    const wanted = fromCart ? inCartOrder(await this.#db.list(CartItem, { userId })) : purchase.lines;
+    const found = await Promise.all(wanted.map(({ variantId: id }) => this.#db.find(Variant, { id })));
+    const variants = new Map(found.flatMap((variant) => (variant ? [[variant.id, variant]] : [])));
+    const coupon = issuedCouponId && (await this.#db.find(IssuedCoupon, { userId, id: issuedCouponId }));
+    return quoteOf(wanted, variants, coupon || issuedCouponId, this.#db.now());
   }
 
   /** @throws DomainError ORDER_NOT_FOUND, also for an order of somebody else */
-  get(userId: string, id: string): Promise<OrderWithLines> {
-    return this.#db.read(async (em) => {
-      const order = await em.findOne(Order, { id, userId });
-      if (!order) throw Order.notFound({ id });
-      return { order, lines: inOrder(await em.find(OrderLine, { orderId: id })) };
-    });
+  async get(userId: string, id: string): Promise<OrderWithLines> {
+    const [order, lines] = await Promise.all([this.#db.find(Order, { id }), this.#db.list(OrderLine, { orderId: id })]);
+    if (!order) throw Order.notFound({ id });
+    order.assertOwnedBy(userId);
+    return { order, lines: inOrder(lines) };
   }
 
   /** Newest first. @throws DomainError USER_NOT_FOUND, PAGE_TOKEN_INVALID */
@@ -163,7 +159,7 @@ export class Orders {
       ...(issuedCouponId === undefined ? [] : [touch(IssuedCoupon, { userId, id: issuedCouponId })]),
     ];
     const planned = async () => {
-      const items = await this.#db.read((em) => em.find(CartItem, { userId }));
+      const items = await this.#db.list(CartItem, { userId });
       return [...touches(items), touch(Cart, { userId }), touch(CartItem, { userId })];
     };
     return {
@@ -175,6 +171,10 @@ export class Orders {
 
 function inOrder(lines: readonly OrderLine[]): OrderLine[] {
   return lines.toSorted((a, b) => a.lineNo - b.lineNo);
+}
+
+function inCartOrder(items: readonly CartItem[]): CartItem[] {
+  return items.toSorted((a, b) => Number(a.position - b.position));
 }
 
 function placeOrder(tx: Tx, purchase: Purchase, ttl: number): OrderWithLines {
@@ -207,7 +207,7 @@ function placeOrder(tx: Tx, purchase: Purchase, ttl: number): OrderWithLines {
 
 /** Empties the cart and returns what was in it. */
 function takeFromCart(tx: Tx, userId: string): readonly WantedLine[] {
-  const items = tx.list(CartItem, { userId }).toSorted((a, b) => Number(a.position - b.position));
+  const items = inCartOrder(tx.list(CartItem, { userId }));
   if (items.length === 0) {
     throw new DomainError("CART_EMPTY", "there is nothing in the cart", { user_id: userId });
   }

@@ -41,11 +41,11 @@ export class Payments {
     // A payment never changes its order, so what the plan reads holds in the transaction too.
     let orderId: string | undefined;
     return this.#db.write(call, {
-      touches: () =>
-        this.#db.read(async (em) => {
-          orderId = (await em.findOne(Payment, { id: paymentId, userId }))?.orderId;
-          return orderId === undefined ? [] : touchesToGiveUp(em, orderId);
-        }),
+      touches: async () => {
+        const payment = await this.#db.find(Payment, { id: paymentId });
+        orderId = payment?.userId === userId ? payment.orderId : undefined;
+        return orderId === undefined ? [] : touchesToGiveUp(this.#db, orderId);
+      },
       // What is not there is refused here and not by the plan: before that comes whether the request id was used.
       decide: (tx) => {
         if (orderId === undefined) throw Payment.notFound({ id: paymentId });
@@ -60,8 +60,8 @@ export class Payments {
 
   /** @throws DomainError PAYMENT_NOT_FOUND, also for a payment of somebody else */
   async get(userId: string, id: string): Promise<Payment> {
-    const payment = await this.#db.read((em) => em.findOne(Payment, { id, userId }));
-    if (!payment) throw Payment.notFound({ id });
+    const payment = await this.#db.find(Payment, { id });
+    if (payment?.userId !== userId) throw Payment.notFound({ id });
     return payment;
   }
 

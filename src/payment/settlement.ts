@@ -1,9 +1,9 @@
 /** Decisions that move an order and its money together, shared by the verbs of orders and payments. */
 import { randomUUIDv7 } from "node:crypto";
-import type { EntityManager } from "@mikro-orm/postgresql";
 import { Wallet } from "../balance/balance.entity.ts";
 import { IssuedCoupon } from "../coupon/coupon.entity.ts";
 import { type Touch, type Tx, touch } from "../db/command.ts";
+import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
 import { Event } from "../outbox/event.entity.ts";
@@ -32,17 +32,16 @@ export function payFromWallet(tx: Tx, order: Order, lines: readonly OrderLine[],
 }
 
 /** What has to be at hand to give an order up. Empty lists when there is no such order: the decision refuses then. */
-export async function touchesToGiveUp(em: EntityManager, orderId: string): Promise<Touch[]> {
-  const order = await em.findOne(Order, { id: orderId });
+export async function touchesToGiveUp(db: Database, orderId: string): Promise<Touch[]> {
+  const [order, lines] = await Promise.all([db.find(Order, { id: orderId }), db.list(OrderLine, { orderId })]);
   const touches = [touch(Order, { id: orderId }), touch(OrderLine, { orderId }), touch(Payment, { orderId })];
   if (!order) return touches;
-  const lines = await em.find(OrderLine, { orderId });
-  const coupon = order.issuedCouponId;
+  const { userId, issuedCouponId } = order;
   return [
     ...touches,
-    touch(Wallet, { userId: order.userId }),
+    touch(Wallet, { userId }),
     ...lines.map((line) => touch(Variant, { id: line.variantId })),
-    ...(coupon === null ? [] : [touch(IssuedCoupon, { userId: order.userId, id: coupon })]),
+    ...(issuedCouponId === null ? [] : [touch(IssuedCoupon, { userId, id: issuedCouponId })]),
   ];
 }
 

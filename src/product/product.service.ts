@@ -90,23 +90,17 @@ export class Products {
 
   /** @throws DomainError PRODUCT_NOT_FOUND */
   async get(id: string): Promise<ProductWithVariants> {
-    const [found] = await this.batchGet([id]);
-    if (!found) throw Product.notFound({ id });
-    return found;
+    const [product, variants] = await Promise.all([
+      this.#db.find(Product, { id }),
+      this.#db.list(Variant, { productId: id }),
+    ]);
+    if (!product) throw Product.notFound({ id });
+    return { product, variants: inOrder(variants) };
   }
 
-  /** In the order asked for. @throws DomainError PRODUCT_NOT_FOUND for the first unknown id */
+  /** In the order asked for. @throws DomainError PRODUCT_NOT_FOUND for an unknown id */
   batchGet(ids: readonly string[]): Promise<ProductWithVariants[]> {
-    return this.#db.read(async (em) => {
-      const products = new Map((await em.find(Product, { id: { $in: [...ids] } })).map((row) => [row.id, row]));
-      const variants = await em.find(Variant, { productId: { $in: [...ids] } });
-      const variantsOf = Map.groupBy(variants, (variant) => variant.productId);
-      return ids.map((id) => {
-        const product = products.get(id);
-        if (!product) throw Product.notFound({ id });
-        return { product, variants: inOrder(variantsOf.get(id) ?? []) };
-      });
-    });
+    return Promise.all(ids.map((id) => this.get(id)));
   }
 
   /** Newest first. @throws DomainError PAGE_TOKEN_INVALID */

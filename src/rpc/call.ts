@@ -70,6 +70,10 @@ function argumentInvalid(violations: readonly Violation[]): DomainError {
   return new DomainError("ARGUMENT_INVALID", message, {}, { violations: fields });
 }
 
+function isThenable<T>(work: T | PromiseLike<T>): work is PromiseLike<T> {
+  return work instanceof Object && "then" in work;
+}
+
 const SANE_REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
 /**
@@ -123,7 +127,8 @@ export class Call {
   }
 
   /** Waits for work, but no longer than the caller does. */
-  #unlessAbandoned<T>(work: T | PromiseLike<T>): Promise<T> {
+  #unlessAbandoned<T>(work: T | PromiseLike<T>): T | Promise<T> {
+    if (!isThenable(work) && this.#abandoned === undefined) return work;
     return new Promise((resolve, reject) => {
       Promise.resolve(work).then(resolve, reject);
       this.#interrupt = reject;

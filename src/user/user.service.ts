@@ -27,7 +27,7 @@ export class Users {
 
   /** @throws DomainError USER_NOT_FOUND */
   async get(id: string): Promise<User> {
-    const user = await this.#db.read((em) => em.findOne(User, { id }));
+    const user = await this.#db.find(User, { id });
     if (!user) throw User.notFound({ id });
     return user;
   }

@@ -18,6 +18,8 @@ export type Run = {
   exited: Promise<Exit>;
   /** Resolves with all of stdout when it first matches; rejects when the process ends before. */
   printed(pattern: RegExp): Promise<string>;
+  /** The same for stderr. */
+  logged(pattern: RegExp): Promise<string>;
 };
 
 export type Server = Run & {
@@ -51,7 +53,7 @@ afterAll(async () => {
 export function run(program: string, args: string[], options: RunOptions = {}): Run {
   const { env = {}, cwd, detached = false } = options;
   // Vitest's own variables would change what a plain Node does.
-  const inherited = { PATH: process.env["PATH"], HOME: process.env["HOME"] };
+  const inherited = { PATH: process.env.PATH, HOME: process.env.HOME };
   const child = spawn(program, args, {
     ...(cwd && { cwd }),
     detached,
@@ -68,26 +70,27 @@ export function run(program: string, args: string[], options: RunOptions = {}): 
   child.once("exit", () => running.delete(child));
   const exited = once(child, "close").then(([code, signal]) => ({ code, signal, ...output }));
 
-  function printed(pattern: RegExp): Promise<string> {
+  function match(name: "stdout" | "stderr", pattern: RegExp): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    const look = () => pattern.test(output.stdout) && resolve(output.stdout);
-    const timer = setTimeout(
-      () => reject(new Error(`not printed in time: ${pattern}\n${output.stderr}`)),
-      READY_TIMEOUT,
-    );
-    child.stdout.on("data", look);
+    const look = () => pattern.test(output[name]) && resolve(output[name]);
+    const fail = (why: string) => reject(new Error(`${why}: ${pattern}\n${output.stdout}${output.stderr}`));
+    const timer = setTimeout(fail, READY_TIMEOUT, "not seen in time");
+    child[name].on("data", look);
     look();
-    exited.then(
-      (exit) => reject(new Error(`ended (${exit.code ?? exit.signal}) before it printed ${pattern}\n${exit.stderr}`)),
-      reject,
-    );
+    exited.then(() => fail("ended before it was seen"), reject);
     return promise.finally(() => {
       clearTimeout(timer);
-      child.stdout.off("data", look);
+      child[name].off("data", look);
     });
   }
 
-  return { pid: child.pid as number, kill: (signal) => child.kill(signal), exited, printed };
+  return {
+    pid: child.pid as number,
+    kill: (signal) => child.kill(signal),
+    exited,
+    printed: (pattern) => match("stdout", pattern),
+    logged: (pattern) => match("stderr", pattern),
+  };
 }
 
 /** Starts the service without waiting for anything: on free ports, with `env` as its only settings. */
@@ -103,11 +106,11 @@ export function runMain(options: RunOptions = {}): Run {
 export async function startServer(options: RunOptions & { databaseUrl?: string }): Promise<Server> {
   const { databaseUrl, env, ...others } = options;
   const main = runMain({ ...others, env: { ...(databaseUrl && { DATABASE_URL: databaseUrl }), ...env } });
-  const pattern = /gRPC\b[^\n]*?:(?<grpc>\d+)\b[^]*?http:\/\/[^\s/]*:(?<http>\d+)\b/;
+  const pattern = /gRPC\b[^\n]*?:(?<grpc>\d+)\b(?:.|\n)*?http:\/\/[^\s/]*:(?<http>\d+)\b/;
   const groups = pattern.exec(await main.printed(pattern))?.groups;
   const stop = () => {
     main.kill("SIGTERM");
     return main.exited;
   };
-  return { ...main, grpcPort: Number(groups?.["grpc"]), httpPort: Number(groups?.["http"]), stop };
+  return { ...main, grpcPort: Number(groups?.grpc), httpPort: Number(groups?.http), stop };
 }

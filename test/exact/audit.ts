@@ -1,0 +1,28 @@
+/** The database of a test as an auditor sees it: plain SQL beside the service. */
+import { Pool } from "pg";
+import { afterAll, expect } from "vitest";
+import { broken, type InitialStocks, RANKING_BEHIND } from "../support/invariants.ts";
+
+const pools: Pool[] = [];
+afterAll(() => Promise.all(pools.map((pool) => pool.end())));
+
+/** Connections of the test's own to the database. */
+export function openDatabase(url: string): Pool {
+  const pool = new Pool({ connectionString: url, max: 5 });
+  // A test may end connections from the server's side.
+  pool.on("error", () => {});
+  pools.push(pool);
+  return pool;
+}
+
+/** The first column of the first row. */
+export async function value<T>(database: Pool, sql: string, ...values: unknown[]): Promise<T> {
+  const { rows } = await database.query({ text: sql, values, rowMode: "array" });
+  return rows[0]?.[0] as T;
+}
+
+/** Expects that nothing is broken, once the ranking has caught up. */
+export async function expectExact(database: Pool, stocks: InitialStocks): Promise<void> {
+  await expect.poll(() => database.query(RANKING_BEHIND).then(({ rows }) => rows), { timeout: 10_000 }).toEqual([]);
+  expect(await broken(database, stocks)).toEqual([]);
+}
