@@ -18,7 +18,8 @@ function shapeOf(key: object): string[] {
 }
 
 function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
-  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column])}`;
+  // No stored text holds a NUL, so that none can look like two values.
+  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column]).join("\0")}`;
 }
 
 /** The same text for the same rows, whatever the order of the columns. */
@@ -133,6 +134,7 @@ export class Rows implements Tx {
 
   add(entity: object): void {
     const row = entity as Row;
+    if (this.#tracked.has(row)) throw new Error("only new rows can be added");
     const table = this.#tables(entity.constructor as RowClass<object>);
     this.#tracked.set(row, { table, row, before: undefined, removed: false });
     this.#journal?.push(() => this.#tracked.delete(row));
@@ -146,6 +148,7 @@ export class Rows implements Tx {
     const row = entity as Row;
     const tracked = this.#tracked.get(row);
     if (!tracked) throw new Error("only rows of this unit of work can be removed");
+    if (tracked.removed) return;
     tracked.removed = true;
     this.#journal?.push(() => {
       tracked.removed = false;
