@@ -177,7 +177,9 @@ describe("a service that was killed", () => {
     expect(existsSync(join(dataDir, "postgres"))).toBe(false);
     const next = await start(dataDir);
     expect(await query(next.url, "select 1 as n")).toEqual([{ n: 1 }]);
-    expect(readdirSync(dataDir).sort()).toEqual(["database-url", "lock", "postgres", "postgres-password"]);
+    // The initdb of the victim may outlive it for a moment; the start after this one clears what it writes.
+    const files = readdirSync(dataDir).filter((name) => !name.startsWith("postgres.init-"));
+    expect(files.sort()).toEqual(["database-url", "lock", "postgres", "postgres-password"]);
   });
 
   async function* notices(path: string, started: Run): AsyncGenerator<void> {
