@@ -41,10 +41,6 @@ itemSchema.setClass(CartItem);
 
 /** What a user means to buy. It reserves nothing. */
 export class Cart extends cartSchema.class {
-  static notFound(key: { userId: string }): DomainError {
-    return new DomainError("USER_NOT_FOUND", "there is no such user", { user_id: key.userId });
-  }
-
   static open(userId: string): Cart {
     return Object.assign(new Cart(), { userId, changes: 0n });
   }

@@ -80,10 +80,11 @@ export class Carts {
       touches: touchesOf(userId),
       decide: (tx) => {
         tx.get(User, { id: userId });
+        const cart = tx.find(Cart, { userId });
         const items = [...tx.list(CartItem, { userId })];
-        if (items.length === 0) return;
+        if (!cart || items.length === 0) return;
         for (const item of items) tx.remove(item);
-        tx.get(Cart, { userId }).removed();
+        cart.removed();
       },
     });
   }
@@ -115,9 +116,11 @@ function open(tx: Tx, userId: string): Cart {
   return cart;
 }
 
+/** A cart that is not there is empty: items seen beside it are those of one that was opened a moment later. */
 function presentItem(tx: Tx, userId: string, variantId: string): { cart: Cart; item: CartItem } {
   tx.get(User, { id: userId });
+  const cart = tx.find(Cart, { userId });
   const item = tx.list(CartItem, { userId }).find((present) => present.variantId === variantId);
-  if (!item) throw CartItem.notFound({ userId, variantId });
-  return { cart: tx.get(Cart, { userId }), item };
+  if (!cart || !item) throw CartItem.notFound({ userId, variantId });
+  return { cart, item };
 }

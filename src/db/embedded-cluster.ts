@@ -97,7 +97,10 @@ async function initdb(binaries: Binaries, owner: Owner, home: Home, target: stri
       stdio: ["ignore", "ignore", "pipe"],
       detached: true,
     });
+    const onExit = () => void child.kill("SIGKILL");
+    process.prependListener("exit", onExit);
     const [output, [code]] = await Promise.all([text(child.stderr), once(child, "exit")]);
+    process.off("exit", onExit);
     if (code !== 0) throw new Error(`initdb failed: ${output.trim().split("\n").at(-1)}`);
   } finally {
     rmSync(passwordFile, { force: true });

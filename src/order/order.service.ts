@@ -207,11 +207,13 @@ function placeOrder(tx: Tx, purchase: Purchase, ttl: number): OrderWithLines {
 
 /** Empties the cart and returns what was in it. */
 function takeFromCart(tx: Tx, userId: string): readonly WantedLine[] {
+  // A cart that is not there is empty: items seen beside it are those of one that was opened a moment later.
+  const cart = tx.find(Cart, { userId });
   const items = inCartOrder(tx.list(CartItem, { userId }));
-  if (items.length === 0) {
+  if (!cart || items.length === 0) {
     throw new DomainError("CART_EMPTY", "there is nothing in the cart", { user_id: userId });
   }
   for (const item of items) tx.remove(item);
-  tx.get(Cart, { userId }).removed();
+  cart.removed();
   return items;
 }

@@ -220,18 +220,10 @@ export async function openGrpcDoor(pipeline: Pipeline, log: Logger, host: string
   // With a socket of our own a port in use is an error with a code; the library would make it a text, and print it.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const sockets = createServer({ noDelay: true }, (socket) => injector.injectConnection(socket));
-  try {
-    const bound = await listen(sockets, "GRPC_PORT", host, port);
-    return {
-      port: bound,
-      announceStop,
-      close: async () => {
-        sockets.close();
-        await closeServer(server);
-      },
-    };
-  } catch (error) {
-    server.forceShutdown();
-    throw error;
-  }
+  const bound = await listen(sockets, "GRPC_PORT", host, port);
+  const close = () => {
+    sockets.close();
+    return closeServer(server);
+  };
+  return { port: bound, announceStop, close };
 }

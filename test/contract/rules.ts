@@ -51,8 +51,8 @@ export const rules: readonly Rule[] = [
     roles: ["service"],
     good: async (shop) => ({ requestId: fresh(), userId: await shop.user(), amount: 500n, reference: "till 4" }),
     wrong: {
-      "amount: above MAX_CHARGE": [(request) => void (request.amount = MAX_CHARGE + 1n), ["amount"]],
-      "amount: largest": [(request) => void (request.amount = MAX_INT64), ["amount"]],
+      "amount: above MAX_CHARGE": [{ amount: MAX_CHARGE + 1n }, ["amount"]],
+      "amount: largest": [{ amount: MAX_INT64 }, ["amount"]],
     },
   }),
   rule(balances.listLedgerEntries, {
@@ -81,10 +81,10 @@ export const rules: readonly Rule[] = [
       };
     },
     wrong: {
-      "version: old": [(request) => void (request.version = 2n), "VERSION_MISMATCH"],
-      "version: largest": [(request) => void (request.version = MAX_INT64), "VERSION_MISMATCH"],
+      "version: old": [{ version: 2n }, "VERSION_MISMATCH"],
+      "version: largest": [{ version: MAX_INT64 }, "VERSION_MISMATCH"],
       "more variants than a product has": [
-        (request) => void (request.addVariants = Array(100).fill(request.addVariants[0])),
+        (request) => request.addVariants.push(...Array(99).fill(request.addVariants[0])),
         ["add_variants"],
       ],
     },
@@ -98,8 +98,8 @@ export const rules: readonly Rule[] = [
       reference: "delivery",
     }),
     wrong: {
-      "more than fits": [(request) => void (request.delta = 1_000_000_000), ["delta"]],
-      "more than there is": [(request) => void (request.delta = -101), "INSUFFICIENT_STOCK"],
+      "more than fits": [{ delta: 1_000_000_000 }, ["delta"]],
+      "more than there is": [{ delta: -101 }, "INSUFFICIENT_STOCK"],
     },
   }),
   rule(products.getProduct, {
@@ -132,16 +132,16 @@ export const rules: readonly Rule[] = [
     }),
     wrong: {
       "a discount of nothing": [
-        (request) => void (request.discount = { $typeName: "shop.v1.Discount", kind: { case: undefined } }),
+        { discount: { $typeName: "shop.v1.Discount", kind: { case: undefined } } },
         ["discount.kind"],
       ],
-      "no end": [(request) => void (request.validUntil = undefined), ["valid_until"]],
-      "ends when it starts": [(request) => void (request.validUntil = request.validFrom), [""]],
+      "no end": [{ validUntil: undefined }, ["valid_until"]],
+      "ends when it starts": [(request) => Object.assign(request.validUntil ?? {}, request.validFrom), [""]],
       "ends before it starts": [({ validUntil }) => void Object.assign(validUntil ?? {}, inDays(-2)), [""]],
       "ends before now, where it starts": [
         (request) => {
-          request.validFrom = undefined;
           Object.assign(request.validUntil ?? {}, inDays(-2));
+          Object.assign(request, { validFrom: undefined });
         },
         ["valid_until"],
       ],
@@ -190,11 +190,8 @@ export const rules: readonly Rule[] = [
     foreign: "ISSUED_COUPON_NOT_FOUND",
     wrong: {
       ...baskets,
-      "expected_total: largest": [(request) => void (request.expectedTotal = MAX_INT64), "TOTAL_CHANGED"],
-      "payment_method: not served": [
-        (request) => void (request.paymentMethod = PaymentMethod.EXTERNAL),
-        "METHOD_NOT_SERVED",
-      ],
+      "expected_total: largest": [{ expectedTotal: MAX_INT64 }, "TOTAL_CHANGED"],
+      "payment_method: not served": [{ paymentMethod: PaymentMethod.EXTERNAL }, "METHOD_NOT_SERVED"],
     },
   }),
   rule(orders.checkout, {
@@ -203,7 +200,7 @@ export const rules: readonly Rule[] = [
     foreign: "ISSUED_COUPON_NOT_FOUND",
     wrong: {
       ...baskets,
-      "expected_total: largest": [(request) => void (request.expectedTotal = MAX_INT64), "TOTAL_CHANGED"],
+      "expected_total: largest": [{ expectedTotal: MAX_INT64 }, "TOTAL_CHANGED"],
     },
   }),
   rule(orders.getOrder, {
@@ -229,7 +226,7 @@ export const rules: readonly Rule[] = [
     good: async (shop) => ({ requestId: fresh(), ...(await shop.placed()), method: PaymentMethod.BALANCE }),
     unknown: { user_id: "ORDER_NOT_FOUND" },
     foreign: "ORDER_NOT_FOUND",
-    wrong: { "method: not served": [(request) => void (request.method = PaymentMethod.EXTERNAL), "METHOD_NOT_SERVED"] },
+    wrong: { "method: not served": [{ method: PaymentMethod.EXTERNAL }, "METHOD_NOT_SERVED"] },
   }),
   rule(payments.refundPayment, {
     roles: ["service"],

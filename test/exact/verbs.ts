@@ -40,7 +40,7 @@ export async function openReplica(url: string, options: ReplicaOptions = {}): Pr
   const { maxBalance = 2n ** 63n - 1n, ...databaseOptions } = options;
   const orm = await createOrm({ url, poolSize: 6, entities });
   opened.push(orm);
-  const db = new Database(orm, databaseOptions);
+  const db = await Database.open(orm, databaseOptions);
   return {
     orm,
     db,
