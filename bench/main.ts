@@ -4,6 +4,9 @@
  *     npm run bench
  *     npm run bench -- --scenario place-hot --seconds 5 --json bench.json --svg bench.svg
  *     npm run bench -- --scenario place-hot --rate 2000
+ *
+ * `--rate`: an open loop, the service alone. `--strict`: exit code 1 when something that must be reached is missed; a
+ * broken invariant and a failed transaction of a baseline always end the run with it.
  */
 import { randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -121,7 +124,8 @@ async function bench({ stage, version }: Prepared, given: Arguments): Promise<nu
   console.log(machineLine(machine));
   const results: Result[] = [];
   for (const scenario of chosen) results.push(resultOf(scenario, await runScenario(stage, options, scenario)));
-  console.log(`\n${table(results)}\n\n${verdicts(results)}\n\nThe audit after each measurement found nothing broken.`);
+  const clean = "The audit after each measurement found nothing broken.";
+  console.log(`\n${[table(results), verdicts(results), clean].filter(Boolean).join("\n\n")}`);
   if (json) writeFileSync(json, toJson(machine, results));
   if (svg) writeFileSync(svg, chart(machine, results));
   const missed = results.some(({ verdicts: all }) => all.some(({ reached }) => reached === false));
