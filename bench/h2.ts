@@ -1,7 +1,7 @@
 /**
- * A connection that makes gRPC calls and does nothing else. The load generator shares the machine with what it measures:
- * with `node:http2` a call costs it 60 us and more, with this about a fifth. Calls are written as bytes made in advance;
- * of the answer only the status is read.
+ * A connection that makes gRPC calls and does nothing else, since the load generator shares the machine with what it
+ * measures. Calls are written as bytes made in advance; of the answer only the status is read. With 64 callers a call
+ * costs 5 us of processor time against the echo server, and 10 to 18 us against the service.
  */
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
