@@ -24,13 +24,23 @@ describe("batches of one process", () => {
     expect(await stocksOf(db, ids)).toEqual(ids.map((id) => 10_000 - (taken.get(id) ?? 0)));
   });
 
-  test("never store the same request at the same time", async () => {
+  test("never run the same request at the same time", async () => {
     const { db, seen } = await open(url, { maxRunning: 8, maxBatch: 1 }, 10);
-    const [first = "", ...others] = await addVariants(db, ...Array<number>(8).fill(5));
+    const [free = "", first = "", ...others] = await addVariants(db, ...Array<number>(6).fill(5));
+    // All connections are there already, so that whoever may run does.
+    await Promise.all([free, first, ...others].map((id) => db.apply(takeOne([id]))));
     const held = await holdVariant(url, first);
+    const decided: string[] = [];
     // The same request id on rows of their own: only the id keeps them apart.
-    const twins = [first, ...others].map((id) => db.write(callOf("twin", id), takeOne([id])));
+    const twins = [first, ...others].map((id) =>
+      db.write(
+        callOf("twin", id),
+        takeOne([id], () => void decided.push(id)),
+      ),
+    );
     const answered = Promise.allSettled(twins);
+    await held.waiting(1);
+    for (let round = 0; round < 3; round += 1) await db.apply(takeOne([free]));
     await held.waiting(1);
     await held.release();
     const [winner, ...losers] = await answered;
@@ -38,6 +48,7 @@ describe("batches of one process", () => {
     expect(losers.map((loser) => loser.status === "rejected" && loser.reason.reason)).toEqual(
       losers.map(() => "REQUEST_ID_REUSED"),
     );
+    expect(decided).toEqual([first]);
     expect(seen.conflicted).toEqual([]);
   });
 
