@@ -6,7 +6,8 @@
  *     npm run bench -- --scenario place-hot --rate 2000
  *
  * `--rate`: an open loop, the service alone. `--strict`: exit code 1 when something that must be reached is missed; a
- * broken invariant and a failed transaction of a baseline always end the run with it.
+ * broken invariant and a failed transaction of a baseline always end the run with it. `CPU_PROFILE=folder` in the
+ * environment: a CPU profile of the service.
  */
 import { randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";

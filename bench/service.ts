@@ -12,7 +12,9 @@ export type Service = { child: ChildProcess; port: number };
 /** Starts it with the settings that it has by default. @throws Error with what it said when it does not start */
 export async function startService(options: { url: string; secret: string; dataDir: string }): Promise<Service> {
   const { url, secret, dataDir } = options;
-  const child = start(process.execPath, [MAIN], {
+  const folder = process.env.CPU_PROFILE;
+  const profile = folder ? ["--cpu-prof", `--cpu-prof-dir=${folder}`] : [];
+  const child = start(process.execPath, [...profile, MAIN], {
     stdio: ["ignore", "pipe", "pipe"],
     env: {
       PATH: process.env.PATH,

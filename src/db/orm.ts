@@ -33,6 +33,8 @@ export function ormConfig(options: OrmOptions): Options {
       snapshot: false,
       emit: "ts",
     },
+    // Entities are plain objects: accessors that track changes would be made anew for each property of each of them.
+    propagationOnPrototype: false,
     // Nobody shares an entity manager here: each unit of work forks its own.
     allowGlobalContext: true,
     logger: () => {},
