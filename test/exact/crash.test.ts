@@ -137,6 +137,10 @@ test("connections to the database die in the middle of load", async () => {
     if (count % 40 === 0) killings.push(database.query(kill).catch(() => {}));
   });
   await Promise.all(killings);
+  // Connections end a moment after they were told to: whoever meets one sends once more.
+  const { users } = clientsOf(new GrpcClient(server, token).transport);
+  const probe = () => many(CALLERS, () => users.createUser({ requestId: fresh(), name: "A probe" }));
+  await expect.poll(() => probe().then(() => "OK", reasonOf), { timeout: 10_000 }).toBe("OK");
   expect(new Set([...sent.refused.values(), "DATABASE_UNAVAILABLE"])).toEqual(new Set(["DATABASE_UNAVAILABLE"]));
   expect(sent.refused.size).toBeGreaterThan(0);
   await sendAgain(server, load, sent);
