@@ -8,7 +8,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Cart } from "../../src/cart/cart.entity.ts";
 import { Coupon, IssuedCoupon } from "../../src/coupon/coupon.entity.ts";
-import { type Key, type RowClass, touch } from "../../src/db/command.ts";
+import { type Key, Replayed, type RowClass, touch } from "../../src/db/command.ts";
 import { isConflict } from "../../src/db/conflict.ts";
 import { Order } from "../../src/order/order.entity.ts";
 import { Payment } from "../../src/payment/payment.entity.ts";
@@ -250,4 +250,24 @@ test("trap 7: amounts beyond 2^53 are exact", async () => {
   expect(items.map(({ amount }) => amount)).toEqual([-price * 9_999n, huge + 2n, huge]);
   const paid = "select payload ->> 'total' from event where type = 'order.paid' and aggregateid = $1";
   expect(await value(database, paid, order.id)).toBe(String(price * 9_999n));
+});
+
+test("key scheduling: a process never conflicts with itself", async () => {
+  const conflicts: unknown[] = [];
+  const busy = await openReplica(url, { maxBatch: 8, observer: { conflicted: (batch) => conflicts.push(batch) } });
+  const { userId, variantIds } = await newShop(busy, 10_000n, Array(3).fill({ price: 1n, stock: 1_000 }));
+  const [a = "", b = "", c = ""] = variantIds;
+  const orders = [[a], [b, c], [c, a], [b]];
+  await Promise.all(
+    Array.from({ length: 200 }, async (_, index) => {
+      // Every fourth request is sent twice.
+      const call = callOf(null, `scheduled-${index - (index % 4 === 3 ? 1 : 0)}`);
+      const lines = orders[(index - (index % 4 === 3 ? 1 : 0)) % 4] ?? [];
+      const sent = busy.orders.checkout(call, purchaseOf(userId, lines));
+      await sent.catch((error: unknown) => expect(error).toBeInstanceOf(Replayed));
+    }),
+  );
+  expect(conflicts).toEqual([]);
+  expect(await stocksOf(variantIds)).toBe("900,950,900");
+  expect(await value(database, "select entries::int from wallet where user_id = $1", userId)).toBe(151);
 });
