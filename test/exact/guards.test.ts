@@ -3,7 +3,7 @@
  * work that has read the older row wants to write it. Signals are the waits that Postgres reports, never time.
  */
 import { IsolationLevel } from "@mikro-orm/core";
-import type { Pool, PoolClient } from "pg";
+import type { Pool } from "pg";
 import { beforeAll, describe, expect, test } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Cart } from "../../src/cart/cart.entity.ts";
@@ -16,6 +16,7 @@ import { Product, Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
 import { openDatabase, value } from "./audit.ts";
+import { begin, commit, waitForLock } from "./interleave.ts";
 import { callOf, newShop, openReplica, type Replica } from "./verbs.ts";
 
 let url: string;
@@ -28,30 +29,10 @@ beforeAll(async () => {
   replica = await openReplica(url);
 });
 
-/** Resolves when `count` connections wait for a lock, the last of them with a statement like `pattern`. */
-async function waitForLock(count = 1, pattern = "%"): Promise<void> {
-  const waiting = `select count(*)::int from pg_stat_activity
-                    where datname = current_database() and wait_event_type = 'Lock' and query ilike $1`;
-  await expect.poll(() => value<number>(database, waiting, pattern), { timeout: 10_000, interval: 5 }).toBe(count);
-}
-
 /** An order of some units of each variant. */
 function purchaseOf(userId: string, variantIds: readonly string[], quantity = 1) {
   const lines = variantIds.map((variantId) => ({ variantId, quantity }));
   return { userId, lines, fromCart: false, issuedCouponId: undefined, expectedTotal: undefined };
-}
-
-/** Begins a transaction of somebody else that runs `sql`. */
-async function begin(sql: string, ...values: unknown[]): Promise<PoolClient> {
-  const client = await database.connect();
-  await client.query("begin");
-  await client.query(sql, values);
-  return client;
-}
-
-async function commit(client: PoolClient): Promise<void> {
-  await client.query("commit");
-  client.release();
 }
 
 const sell = "update variant set stock = stock - 1, version = version + 1 where id = any($1)";
@@ -65,12 +46,12 @@ describe("trap 1: two versioned rows in one flush of the ORM", () => {
     const em = replica.orm.em.fork();
     await em.begin({ isolationLevel });
     for (const variant of await em.find(Variant, { id: { $in: variantIds } })) variant.take(1);
-    const other = await begin(sell, variantIds);
+    const other = await begin(database, sell, variantIds);
     const committed = em.commit().then(
       () => undefined,
       (error: unknown) => error,
     );
-    await waitForLock();
+    await waitForLock(database);
     await commit(other);
     const error = await committed;
     if (error) await em.rollback();
@@ -93,9 +74,9 @@ describe("trap 1: two versioned rows in one flush of the ORM", () => {
     const observer = { conflicted: ({ attempt }: { attempt: number }) => conflicts.push(attempt) };
     const seller = await openReplica(url, { isolation, observer });
     const { userId, variantIds } = await newShop(seller, 0n, Array(2).fill({ price: 1n, stock: 10 }));
-    const other = await begin(sell, variantIds);
+    const other = await begin(database, sell, variantIds);
     const placed = seller.orders.place(callOf(), purchaseOf(userId, variantIds), undefined);
-    await waitForLock();
+    await waitForLock(database);
     await commit(other);
     await placed;
     expect(await stocksOf(variantIds)).toBe("8,8");
@@ -145,6 +126,7 @@ test("every versioned row: of two changes at once, on the version alone, none is
     const read = () => value<string>(database, `select ${name} from ${table} where ${where[0]}`, where[1]);
     const before = Number(await read());
     const other = await begin(
+      database,
       `update ${table} set ${name} = ${name} + 10, version = version + 1 where ${where[0]}`,
       where[1],
     );
@@ -156,7 +138,7 @@ test("every versioned row: of two changes at once, on the version alone, none is
         row[field] = typeof old === "bigint" ? old + 1n : old + 1;
       },
     });
-    await waitForLock();
+    await waitForLock(database);
     await commit(other);
     await changed;
     expect(Number(await read()), column).toBe(before + 11);
@@ -170,7 +152,7 @@ test("traps 3 and 8: the second attempt reads again, and waits its turn instead 
   });
   const [id = ""] = (await newShop(replica, 0n, [{ price: 1n, stock: 10 }])).variantIds;
   const seen: number[] = [];
-  const first = await begin(sell, [id]);
+  const first = await begin(database, sell, [id]);
   const taken = seller.db.apply({
     touches: [touch(Variant, { id })],
     decide: (tx) => {
@@ -179,15 +161,15 @@ test("traps 3 and 8: the second attempt reads again, and waits its turn instead 
       variant.take(1);
     },
   });
-  await waitForLock();
+  await waitForLock(database);
   // In the queue for the row before the second attempt is: that one meets a lock again.
   const second = await database.connect();
   await second.query("begin");
   const queued = second.query(sell, [[id]]);
-  await waitForLock(2);
+  await waitForLock(database, 2);
   await commit(first);
   await queued;
-  await waitForLock(1, "%for update");
+  await waitForLock(database, 1, "%for update");
   await commit(second);
   await taken;
   expect(seen).toEqual([10, 8]);
@@ -224,7 +206,7 @@ describe("trap 2: what tells a conflict", () => {
   test("a deadlock", async () => {
     const { variantIds } = await newShop(replica, 0n, Array(2).fill({ price: 1n, stock: 10 }));
     const [a, b] = variantIds;
-    const clients = [await begin(sell, [a]), await begin(sell, [b])];
+    const clients = [await begin(database, sell, [a]), await begin(database, sell, [b])];
     for (const client of clients) await client.query("set local deadlock_timeout = '10ms'");
     const crossing = [clients[0]?.query(sell, [[b]]), clients[1]?.query(sell, [[a]])];
     const errors = await Promise.all(crossing.map((query) => failureOf(query as Promise<unknown>)));
@@ -252,9 +234,38 @@ test("trap 7: amounts beyond 2^53 are exact", async () => {
   expect(await value(database, paid, order.id)).toBe(String(price * 9_999n));
 });
 
+test("isolation: a decision sees its rows as of one moment", async () => {
+  const { userId, variantIds } = await newShop(replica, 100n, [{ price: 1n, stock: 10 }]);
+  const [id = ""] = variantIds;
+  // Whoever reads the wallets waits, having read the variant.
+  const other = await begin(database, "lock table wallet in access exclusive mode");
+  const seen = replica.db.apply({
+    touches: [touch(Variant, { id }), touch(Wallet, { userId })],
+    decide: (tx) => [tx.get(Variant, { id }).stock, tx.get(Wallet, { userId }).balance],
+  });
+  await waitForLock(database);
+  await other.query("update wallet set balance = 0, version = version + 1 where user_id = $1", [userId]);
+  await other.query(sell, [[id]]);
+  await commit(other);
+  expect(await seen).toEqual([10, 100n]);
+});
+
+test("unique indexes: who is second to insert a row begins again, and finds it", async () => {
+  const { userId, variantIds } = await newShop(replica, 0n, [{ price: 1n, stock: 10 }]);
+  const [variantId = ""] = variantIds;
+  const other = await begin(database, "insert into cart (user_id, changes) values ($1, 1)", userId);
+  await other.query("insert into cart_item values ($1, $2, 3, 1)", [userId, variantId]);
+  const added = replica.carts.addItem(callOf(), { userId, variantId, quantity: 2, rejectPresent: false });
+  await waitForLock(database);
+  await commit(other);
+  expect((await added).quantity).toBe(5);
+});
+
 test("key scheduling: a process never conflicts with itself", async () => {
   const conflicts: unknown[] = [];
-  const busy = await openReplica(url, { maxBatch: 8, observer: { conflicted: (batch) => conflicts.push(batch) } });
+  const observer = { conflicted: (batch: unknown) => conflicts.push(batch) };
+  const busy = await openReplica(url, { maxBatch: 8, observer });
+  const lonely = await openReplica(url, { maxBatch: 1, observer });
   const { userId, variantIds } = await newShop(busy, 10_000n, Array(3).fill({ price: 1n, stock: 1_000 }));
   const [a = "", b = "", c = ""] = variantIds;
   const orders = [[a], [b, c], [c, a], [b]];
@@ -267,6 +278,10 @@ test("key scheduling: a process never conflicts with itself", async () => {
       await sent.catch((error: unknown) => expect(error).toBeInstanceOf(Replayed));
     }),
   );
+  // Nothing but its id says that these two are one.
+  const twin = () => lonely.users.create(callOf(null, "a twin"), "A buyer");
+  const twins = await Promise.allSettled([twin(), twin()]);
+  expect(twins.map(({ status }) => status)).toEqual(["fulfilled", "rejected"]);
   expect(conflicts).toEqual([]);
   expect(await stocksOf(variantIds)).toBe("900,950,900");
   expect(await value(database, "select entries::int from wallet where user_id = $1", userId)).toBe(151);
