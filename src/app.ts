@@ -20,6 +20,7 @@ import type { Config } from "./config.ts";
 import { Coupon, IssuedCoupon } from "./coupon/coupon.entity.ts";
 import { couponHandler } from "./coupon/coupon.handler.ts";
 import { Coupons } from "./coupon/coupon.service.ts";
+import type { BatchObserver } from "./db/batch.ts";
 import { Database } from "./db/database.ts";
 import { startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
@@ -118,7 +119,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   await migrate(orm);
   if (config.demo === "auto" && (await isEmpty(orm))) await loadShop(orm, demoSize);
 
-  const db = await Database.open(orm);
+  const db = await Database.open(orm, { observer: observerOf(log) });
   const orders = new Orders(db, config.orderTtlMs);
   const ranking = new Ranking(db);
   for (const job of startJobs(config, log, db, orders, ranking)) started.add(job, (it) => it.stop());
@@ -167,6 +168,14 @@ function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ra
     every(EXPIRE_INTERVAL, expire, failed("expiry")),
     every(PURGE_INTERVAL, purge, failed("purge")),
   ];
+}
+
+/** What an operator may want to know of the group commit. */
+function observerOf(log: Logger): BatchObserver {
+  return {
+    conflicted: (batch) => log.debug(batch, "another process was faster on the same rows"),
+    split: ({ size, cause }) => log.error({ size, err: cause }, "a batch can't be written and is split"),
+  };
 }
 
 async function isReady(orm: MikroORM): Promise<boolean> {

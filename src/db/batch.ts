@@ -62,17 +62,16 @@ export class BatchRunner {
     this.#options = options;
   }
 
-  /** Answers every command of the batch. Never throws. */
+  /** Answers every command of the batch. Throws only what the observer throws. */
   async run(batch: readonly Pending[]): Promise<void> {
     const { observer } = this.#options;
     const start = performance.now();
     for (let attempt = 1; ; attempt += 1) {
       // Who has met another process on its rows waits its turn from then on, until the storm is over.
       const locked = attempt > 1 || start < this.#stormUntil;
+      let outcomes: Outcome[];
       try {
-        const outcomes = await this.#attempt(batch, locked);
-        observer.committed?.({ size: batch.length, attempts: attempt, durationMs: performance.now() - start, locked });
-        return answer(outcomes);
+        outcomes = await this.#attempt(batch, locked);
       } catch (error) {
         const stuck = isDuplicate(error) && attempt >= MAX_DUPLICATES;
         if (isConflict(error) && attempt < MAX_ATTEMPTS && !(stuck && batch.length > 1)) {
@@ -92,6 +91,10 @@ export class BatchRunner {
         await this.run(batch.slice(middle));
         return;
       }
+      // Behind the commit nothing may lead to another attempt, an observer that throws neither.
+      answer(outcomes);
+      observer.committed?.({ size: batch.length, attempts: attempt, durationMs: performance.now() - start, locked });
+      return;
     }
   }
 

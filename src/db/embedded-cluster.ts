@@ -97,10 +97,22 @@ async function initdb(binaries: Binaries, owner: Owner, home: Home, target: stri
       stdio: ["ignore", "ignore", "pipe"],
       detached: true,
     });
+    const onExit = () => void child.kill("SIGKILL");
+    process.prependListener("exit", onExit);
     const [output, [code]] = await Promise.all([text(child.stderr), once(child, "exit")]);
+    process.off("exit", onExit);
     if (code !== 0) throw new Error(`initdb failed: ${output.trim().split("\n").at(-1)}`);
   } finally {
     rmSync(passwordFile, { force: true });
+  }
+}
+
+/** An initdb that outlived its killed service may still be writing there. Then what is left stays until the next start. */
+function removeUnfinished(directory: string): void {
+  try {
+    rmSync(directory, { recursive: true, force: true });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOTEMPTY") throw error;
   }
 }
 
@@ -116,7 +128,7 @@ export async function ensureCluster(binaries: Binaries, owner: Owner, home: Home
   const cluster = clusterOf(home);
   const elsewhere = home.directory !== home.dataDir;
   for (const name of readdirSync(home.directory)) {
-    if (name.startsWith(UNFINISHED)) rmSync(join(home.directory, name), { recursive: true, force: true });
+    if (name.startsWith(UNFINISHED)) removeUnfinished(join(home.directory, name));
   }
   // A cluster elsewhere that DATA_DIR does not know of belonged to a DATA_DIR that somebody removed.
   if (elsewhere && !existsSync(locationFile)) rmSync(cluster, { recursive: true, force: true });
@@ -126,7 +138,7 @@ export async function ensureCluster(binaries: Binaries, owner: Owner, home: Home
   }
   log.info({ cluster }, "making a new database");
   const password = randomBytes(24).toString("base64url");
-  const unfinished = join(home.directory, `${UNFINISHED}${process.pid}`);
+  const unfinished = join(home.directory, `${UNFINISHED}${randomBytes(6).toString("hex")}`);
   await initdb(binaries, owner, home, unfinished, password);
   rmSync(passwordFile, { force: true });
   writeFileSync(passwordFile, `${password}\n`, { mode: 0o600, flag: "wx" });

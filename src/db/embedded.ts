@@ -96,13 +96,18 @@ function spawnServer({ binaries, owner, cluster, durable }: Runtime, port: numbe
     ...["fsync", "full_page_writes", "synchronous_commit"].map((name) => `${name}=${durable ? "on" : "off"}`),
   ];
   const args = ["-D", cluster, "-p", `${port}`, ...settings.flatMap((setting) => ["-c", setting])];
-  return spawn(binaries.postgres, args, {
+  const server = spawn(binaries.postgres, args, {
     ...owner,
     cwd: "/",
     env: POSTGRES_ENV,
     stdio: ["ignore", "ignore", "pipe"],
     detached: true,
   });
+  // However this process ends, short of kill -9: Postgres is told to stop cleanly, before others clean up its files.
+  const onExit = () => void server.kill("SIGINT");
+  process.prependListener("exit", onExit);
+  server.once("exit", () => process.off("exit", onExit));
+  return server;
 }
 
 /** Passes its messages on to the log. Resolves when it takes connections; rejects with what it said last when it does not. */
@@ -110,9 +115,10 @@ function whenReady(server: Server, log: Logger): Promise<void> {
   const { promise, resolve: ready, reject } = Promise.withResolvers<void>();
   let fatal = "it said nothing";
   createInterface(server.stderr).on("line", (line) => {
+    // FATAL ends one session, or a start.
     const severe = /^(FATAL|PANIC): +/.test(line);
     if (severe) fatal = line;
-    if (severe) log.error({ postgres: line });
+    if (severe) log.warn({ postgres: line });
     else log.debug({ postgres: line });
     if (line.endsWith("database system is ready to accept connections")) ready();
   });
@@ -175,20 +181,18 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
   const home = findHome(realpathSync(options.dataDir), owner);
   const runtime: Runtime = { binaries, owner, cluster: clusterOf(home), log, durable };
   const lock = acquireLock(join(home.directory, "lock"), `DATA_DIR ${home.dataDir}`);
+  const urlFile = join(home.dataDir, URL_FILE);
   try {
+    // Left by a service that was killed, it names a port that is closed by now.
+    rmSync(urlFile, { force: true });
     await stopOrphan(runtime);
     const password = await ensureCluster(binaries, owner, home, log);
     const { server, port } = await startServer(runtime, options.port);
     const url = `postgres://postgres:${password}@127.0.0.1:${port}/postgres`;
-    const urlFile = join(home.dataDir, URL_FILE);
     writeFileSync(urlFile, `${url}\n`, { mode: 0o600 });
-    // However this process ends, short of kill -9: Postgres is told to stop cleanly.
-    const onExit = () => void server.kill("SIGINT");
-    process.on("exit", onExit);
     const { promise: exited, resolve: report } = Promise.withResolvers<Error>();
     let stopping = false;
     server.once("exit", (code, signal) => {
-      process.off("exit", onExit);
       if (!stopping) report(new Error(`the embedded Postgres ended unexpectedly (${signal ?? `exit code ${code}`})`));
     });
     const stop = async () => {

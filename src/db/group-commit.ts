@@ -82,10 +82,13 @@ export class GroupCommit {
     this.#running += 1;
     const keys = batch.flatMap((queued) => queued.keys);
     for (const key of keys) this.#busy.add(key);
-    await this.#options.run(batch.map(({ pending }) => pending));
-    for (const key of keys) this.#busy.delete(key);
-    this.#running -= 1;
-    this.#schedule();
+    try {
+      await this.#options.run(batch.map(({ pending }) => pending));
+    } finally {
+      for (const key of keys) this.#busy.delete(key);
+      this.#running -= 1;
+      this.#schedule();
+    }
   }
 
   /** The commands that may run now, out of the queue. */

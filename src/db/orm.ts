@@ -3,6 +3,7 @@ import { Migrator } from "@mikro-orm/migrations";
 import { MikroORM, type Options } from "@mikro-orm/postgresql";
 import type { Pool } from "pg";
 import { Answer } from "./idempotency.entity.ts";
+import { discardLostConnections } from "./lost-connections.ts";
 
 /** Any number that all replicas agree on: the advisory lock under which one of them migrates. */
 const MIGRATION_LOCK = 7_304_012;
@@ -24,7 +25,7 @@ export function ormConfig(options: OrmOptions): Options {
     extensions: [Migrator],
     pool: { min: 0, max: options.poolSize },
     // A database that does not answer is reported while the caller still waits.
-    driverOptions: { connectionTimeoutMillis: 5_000, pipeline: true },
+    driverOptions: { connectionTimeoutMillis: 5_000, pipeline: true, onPoolCreated: discardLostConnections },
     migrations: {
       path: join(import.meta.dirname, "migrations"),
       glob: "*.ts",
@@ -32,6 +33,8 @@ export function ormConfig(options: OrmOptions): Options {
       snapshot: false,
       emit: "ts",
     },
+    // Entities are plain objects: accessors that track changes would be made anew for each property of each of them.
+    propagationOnPrototype: false,
     // Nobody shares an entity manager here: each unit of work forks its own.
     allowGlobalContext: true,
     logger: () => {},

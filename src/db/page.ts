@@ -13,8 +13,8 @@ const tokenOf = (list: string, key: string) => Buffer.from(`${list}:${key}`).toS
 
 /** Lists ordered by a UUIDv7. */
 export const byId = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
-/** Lists ordered by a number that counts from 1. */
-export const bySeq = /^[1-9][0-9]{0,18}$/;
+/** Lists ordered by a number that counts from 1; of as many digits as surely fit into a bigint. */
+export const bySeq = /^[1-9][0-9]{0,17}$/;
 
 function keyOf(list: string, token: string, pattern: RegExp): string {
   const text = Buffer.from(token, "base64url").toString();

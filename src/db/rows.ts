@@ -18,7 +18,8 @@ function shapeOf(key: object): string[] {
 }
 
 function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
-  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column])}`;
+  // No stored text holds a NUL, so that none can look like two values.
+  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column]).join("\0")}`;
 }
 
 /** The same text for the same rows, whatever the order of the columns. */
@@ -99,19 +100,18 @@ export class Rows implements Tx {
     }
   }
 
-  /** What writes all changes: rows that others refer to first, each table in the order of its keys. */
+  /**
+   * What writes all changes. First those that lock rows, in the order in which `loadLocked` locks them, then new rows,
+   * those that others refer to in front: whoever waits for another process holds nothing that the other waits for.
+   */
   changes(): Statement[] {
-    const byTable = Map.groupBy(this.#tracked.values(), ({ table }) => table);
-    const tables = [...byTable].sort(([a], [b]) => a.depth - b.depth);
-    const deletes = tables.toReversed().flatMap(([table, rows]) => {
-      const gone = rows.filter(({ removed, before }) => removed && before);
-      return gone.length > 0 ? [table.delete(gone.map(({ row }) => row))] : [];
-    });
-    const inserts = tables.flatMap(([table, rows]) => {
-      const added = rows.filter(({ removed, before }) => !removed && !before);
-      return added.length > 0 ? [table.insert(added.map(({ row }) => row))] : [];
-    });
-    return [...deletes, ...inserts, ...tables.flatMap(([table, rows]) => updateOf(table, rows))];
+    const tables = [...Map.groupBy(this.#tracked.values(), ({ table }) => table)];
+    const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
+    const byDepth = tables.toSorted(([a], [b]) => a.depth - b.depth);
+    return [
+      ...byName.flatMap(([table, rows]) => [...deletesOf(table, rows), ...updatesOf(table, rows)]),
+      ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)),
+    ];
   }
 
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E {
@@ -134,6 +134,7 @@ export class Rows implements Tx {
 
   add(entity: object): void {
     const row = entity as Row;
+    if (this.#tracked.has(row)) throw new Error("only new rows can be added");
     const table = this.#tables(entity.constructor as RowClass<object>);
     this.#tracked.set(row, { table, row, before: undefined, removed: false });
     this.#journal?.push(() => this.#tracked.delete(row));
@@ -147,6 +148,7 @@ export class Rows implements Tx {
     const row = entity as Row;
     const tracked = this.#tracked.get(row);
     if (!tracked) throw new Error("only rows of this unit of work can be removed");
+    if (tracked.removed) return;
     tracked.removed = true;
     this.#journal?.push(() => {
       tracked.removed = false;
@@ -201,8 +203,23 @@ export class Rows implements Tx {
   }
 }
 
+function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Row[] {
+  const keyed = rows.map(({ row }) => ({ row, key: table.keyOf(row) }));
+  return keyed.sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ row }) => row);
+}
+
+function deletesOf(table: Table, rows: readonly Tracked[]): Statement[] {
+  const gone = rows.filter(({ removed, before }) => removed && before);
+  return gone.length > 0 ? [table.delete(inOrderOfKeys(table, gone))] : [];
+}
+
+function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
+  const added = rows.filter(({ removed, before }) => !removed && !before);
+  return added.length > 0 ? [table.insert(inOrderOfKeys(table, added))] : [];
+}
+
 /** Writes what has changed in any of the rows: all of them get the same columns, so that one statement does. */
-function updateOf(table: Table, rows: readonly Tracked[]): Statement[] {
+function updatesOf(table: Table, rows: readonly Tracked[]): Statement[] {
   const changed = new Set<string>();
   const dirty = rows.filter(({ row, before, removed }) => {
     if (!before || removed) return false;
@@ -210,7 +227,5 @@ function updateOf(table: Table, rows: readonly Tracked[]): Statement[] {
     for (const property of properties) changed.add(property);
     return properties.length > 0;
   });
-  if (dirty.length === 0) return [];
-  const sorted = dirty.map(({ row }) => row).sort((a, b) => (table.keyOf(a) < table.keyOf(b) ? -1 : 1));
-  return [table.update([...changed].sort(), sorted)];
+  return dirty.length > 0 ? [table.update([...changed].sort(), inOrderOfKeys(table, dirty))] : [];
 }

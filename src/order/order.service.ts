@@ -95,15 +95,18 @@ export class Orders {
         { limit, orderBy: { expireTime: "asc" }, fields: ["id"] },
       ),
     );
-    let expired = 0;
-    for (const { id } of overdue) {
-      const done = await this.#db.apply({
-        touches: () => touchesToGiveUp(this.#db, id),
-        decide: (tx) => expire(tx, tx.get(Order, { id })),
-      });
-      if (done) expired += 1;
-    }
-    return expired;
+    const results = await Promise.allSettled(overdue.map(({ id }) => this.#expire(id)));
+    const failed = results.find((result) => result.status === "rejected");
+    // Only now: an order that can't be expired must not keep those behind it from giving their stock back.
+    if (failed) throw failed.reason;
+    return results.filter((result) => result.status === "fulfilled" && result.value).length;
+  }
+
+  #expire(id: string): Promise<boolean> {
+    return this.#db.apply({
+      touches: () => touchesToGiveUp(this.#db, id),
+      decide: (tx) => expire(tx, tx.get(Order, { id })),
+    });
   }
 
   /**

@@ -36,13 +36,19 @@ export class Payments {
    *
    * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE
    */
-  async refund(call: Write, input: { userId: string; paymentId: string }): Promise<Payment> {
+  refund(call: Write, input: { userId: string; paymentId: string }): Promise<Payment> {
     const { userId, paymentId } = input;
-    // A payment never changes its order, so what is read here holds in the transaction too.
-    const { orderId } = await this.get(userId, paymentId);
+    // A payment never changes its order, so what the plan reads holds in the transaction too.
+    let orderId: string | undefined;
     return this.#db.write(call, {
-      touches: () => touchesToGiveUp(this.#db, orderId),
+      touches: async () => {
+        const payment = await this.#db.find(Payment, { id: paymentId });
+        orderId = payment?.userId === userId ? payment.orderId : undefined;
+        return orderId === undefined ? [] : touchesToGiveUp(this.#db, orderId);
+      },
+      // What is not there is refused here and not by the plan: before that comes whether the request id was used.
       decide: (tx) => {
+        if (orderId === undefined) throw Payment.notFound({ id: paymentId });
         const payment = tx.list(Payment, { orderId }).find(({ id }) => id === paymentId);
         if (!payment) throw Payment.notFound({ id: paymentId });
         payment.assertRefundable();

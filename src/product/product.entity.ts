@@ -1,7 +1,7 @@
 import { defineEntity, p } from "@mikro-orm/core";
 import { DomainError } from "../error.ts";
 
-/** The most units of one variant that can be in stock. */
+/** The most units of one variant that can be put in stock. */
 export const MAX_STOCK = 1_000_000_000;
 /** The most variants of one product. */
 export const MAX_VARIANTS = 100;
@@ -68,7 +68,8 @@ const variantSchema = defineEntity({
   },
   uniques: [{ properties: ["productId", "position"] }],
   checks: [
-    { name: "variant_stock_check", expression: `stock >= 0 and stock <= ${MAX_STOCK}` },
+    // No upper bound: what cancelled orders give back has to fit, also when the shelf was filled up meanwhile.
+    { name: "variant_stock_check", expression: "stock >= 0" },
     { name: "variant_price_check", expression: "price >= 0" },
   ],
 });
@@ -111,10 +112,10 @@ export class Variant extends variantSchema.class {
     this.stock += quantity;
   }
 
-  /** Adds or takes away units by hand. Refused when the stock would leave 0..MAX_STOCK. */
+  /** Adds or takes away units by hand. Refused when there are too few, or it would be filled above MAX_STOCK. */
   adjust(delta: number): void {
     if (delta < 0) this.assertAvailable(-delta);
-    if (this.stock + delta > MAX_STOCK) {
+    if (delta > 0 && this.stock + delta > MAX_STOCK) {
       throw new DomainError(
         "ARGUMENT_INVALID",
         "the stock would be too large",

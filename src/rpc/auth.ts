@@ -31,6 +31,9 @@ export type Verifier = {
 
 const roleNames: Readonly<Record<string, Role>> = { user: Role.USER, service: Role.SERVICE, admin: Role.ADMIN };
 
+/** Of characters; OpenID Connect allows no more, and no more can be stored with the answers to its requests. */
+const MAX_SUBJECT = 255;
+
 /** Tokens kept; at a kilobyte each some tens of megabytes at most. */
 const CACHE_SIZE = 10_000;
 
@@ -40,7 +43,7 @@ function invalid(message: string): DomainError {
 
 function toCaller(claims: JWTPayload): Caller {
   const names = claims.roles;
-  if (!claims.sub || !Array.isArray(names)) throw invalid("the token is malformed");
+  if (!claims.sub || claims.sub.length > MAX_SUBJECT || !Array.isArray(names)) throw invalid("the token is malformed");
   return { subject: claims.sub, roles: new Set(names.flatMap((name) => roleNames[String(name)] ?? [])) };
 }
 
@@ -147,5 +150,5 @@ export function requireOwn(rule: AccessRule, caller: Caller, request: Message): 
   if (!rule.userId) return;
   for (const role of caller.roles) if (role !== Role.USER && rule.roles.has(role)) return;
   const userId = (request as unknown as Record<string, unknown>)[rule.userId.localName];
-  if (userId !== caller.subject) throw new DomainError("NOT_YOURS", "a user acts for itself only");
+  if (userId !== caller.subject.toLowerCase()) throw new DomainError("NOT_YOURS", "a user acts for itself only");
 }

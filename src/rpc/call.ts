@@ -23,6 +23,8 @@ export type Rpc = Readonly<{
   /** `shop.v1.UserService/GetUser` */
   name: string;
   access: AccessRule;
+  /** Puts the ids of a request into the one spelling that is stored; undefined when it has none. */
+  lowerCaseIds: ((request: Message) => void) | undefined;
   /** Answers a message, a promise of one, or an iterable of them, as the method says. */
   impl: (request: Message, context: HandlerContext) => unknown;
 }>;
@@ -66,6 +68,10 @@ function argumentInvalid(violations: readonly Violation[]): DomainError {
   const [first] = fields;
   const message = first?.field ? `${first.field}: ${first.description}` : (first?.description ?? "invalid request");
   return new DomainError("ARGUMENT_INVALID", message, {}, { violations: fields });
+}
+
+function isThenable<T>(work: T | PromiseLike<T>): work is PromiseLike<T> {
+  return work instanceof Object && "then" in work;
 }
 
 const SANE_REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
@@ -112,6 +118,7 @@ export class Call {
 
   #check(request: Message): void {
     if (!this.caller) throw new Error("a call ran without having been authorized");
+    this.rpc.lowerCaseIds?.(request);
     requireOwn(this.rpc.access, this.caller, request);
     const result = this.#house.validator.validate(this.rpc.method.input, request);
     if (result.kind === "invalid") throw argumentInvalid(result.violations);
@@ -120,7 +127,8 @@ export class Call {
   }
 
   /** Waits for work, but no longer than the caller does. */
-  #unlessAbandoned<T>(work: T | PromiseLike<T>): Promise<T> {
+  #unlessAbandoned<T>(work: T | PromiseLike<T>): T | Promise<T> {
+    if (!isThenable(work) && this.#abandoned === undefined) return work;
     return new Promise((resolve, reject) => {
       Promise.resolve(work).then(resolve, reject);
       this.#interrupt = reject;

@@ -165,6 +165,8 @@ function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoor
   const adapter = connectNodeAdapter({
     grpc: false,
     readMaxBytes: MAX_REQUEST_BYTES,
+    // Who reads JSON wants to see that a discount is 0.
+    jsonOptions: { alwaysEmitImplicit: true },
     requestGate: (context) => admit(pipeline, byMethod.get(context.method) as Rpc, context),
     routes: (router) => addRpcs(router, pipeline.rpcs),
   });

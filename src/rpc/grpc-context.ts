@@ -79,9 +79,10 @@ export class GrpcContext implements HandlerContext {
     return this.#values;
   }
 
-  timeoutMs = (): number | undefined => {
-    return this.#deadlineMs === Number.POSITIVE_INFINITY ? undefined : this.#deadlineMs - Date.now();
-  };
+  get timeoutMs(): () => number | undefined {
+    const deadlineMs = this.#deadlineMs;
+    return () => (deadlineMs === Number.POSITIVE_INFINITY ? undefined : deadlineMs - Date.now());
+  }
 
   /** Tells the handler that nobody waits for its answer any more. */
   abort(reason: unknown): void {
@@ -98,8 +99,9 @@ export class GrpcContext implements HandlerContext {
     return metadata;
   }
 
-  /** The trailers of the answer. */
-  trailer(): Metadata {
+  /** The trailers of the answer, if there are any. */
+  trailer(): Metadata | undefined {
+    if (!this.#responseTrailer) return undefined;
     const metadata = new Metadata();
     copy(this.#responseTrailer, metadata);
     return metadata;

@@ -10,6 +10,7 @@ import {
   type ServerErrorResponse,
   type ServerInterceptingCall,
   type ServerInterceptor,
+  type ServerUnaryCall,
   type ServerWritableStream,
 } from "@grpc/grpc-js";
 import type { Logger } from "pino";
@@ -21,6 +22,9 @@ import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
 import { encodeAnswer } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
+
+type Unary = ServerUnaryCall<Buffer, Buffer>;
+type Stream = ServerWritableStream<Buffer, Buffer>;
 
 const OK = 0;
 const DETAILS = "grpc-status-details-bin";
@@ -63,41 +67,46 @@ async function answer(call: Call, context: GrpcContext, metadata: Metadata, byte
   return encoded;
 }
 
+/**
+ * Watches over a unary call: the library says `cancelled` when the caller has gone and when the deadline that the caller
+ * set has passed, a timer of ours keeps the default one. The function returned ends the watch.
+ */
+function watch(grpc: Unary, call: Call, context: GrpcContext, byDefault: boolean): () => void {
+  let over = false;
+  const stop = () => {
+    // It says so after each answer too.
+    if (!over) leave(call, context, gone(context.timeoutMs()));
+  };
+  const timer = byDefault ? setTimeout(stop, DEFAULT_DEADLINE_MS) : undefined;
+  grpc.on("cancelled", stop);
+  return () => {
+    over = true;
+    clearTimeout(timer);
+  };
+}
+
 function serveUnary(pipeline: Pipeline, rpc: Rpc): handleUnaryCall<Buffer, Buffer> {
   return (grpc, callback) => {
     const call = pipeline.begin(rpc, grpc.metadata.get("x-request-id")[0] as string | undefined);
     const asked = Number(grpc.getDeadline());
-    const deadlineMs = asked === Number.POSITIVE_INFINITY ? Date.now() + DEFAULT_DEADLINE_MS : asked;
-    const context = new GrpcContext(call, grpc.metadata, deadlineMs);
-    // The library keeps the deadline that the caller set, and says `cancelled`; it does so after the end too.
-    const timer =
-      asked === deadlineMs
-        ? undefined
-        : setTimeout(() => leave(call, context, gone(context.timeoutMs())), DEFAULT_DEADLINE_MS);
-    let answered = false;
-    grpc.on("cancelled", () => {
-      if (!answered) leave(call, context, gone(context.timeoutMs()));
-    });
-    answer(call, context, grpc.metadata, grpc.request)
-      .then(
-        (bytes) => {
-          answered = true;
-          grpc.sendMetadata(context.header());
-          callback(null, bytes, context.trailer());
-        },
-        (error: unknown) => {
-          answered = true;
-          const refusal = call.refuse(error);
-          context.abort(refusal);
-          const trailer = context.header();
-          callback(toStatus(refusal, trailer));
-        },
-      )
-      .finally(() => clearTimeout(timer));
+    const byDefault = asked === Number.POSITIVE_INFINITY;
+    const context = new GrpcContext(call, grpc.metadata, byDefault ? Date.now() + DEFAULT_DEADLINE_MS : asked);
+    const unwatch = watch(grpc, call, context, byDefault);
+    answer(call, context, grpc.metadata, grpc.request).then(
+      (bytes) => {
+        unwatch();
+        grpc.sendMetadata(context.header());
+        callback(null, bytes, context.trailer());
+      },
+      (error: unknown) => {
+        unwatch();
+        const refusal = call.refuse(error);
+        context.abort(refusal);
+        callback(toStatus(refusal, context.header()));
+      },
+    );
   };
 }
-
-type Stream = ServerWritableStream<Buffer, Buffer>;
 
 function writable(stream: Stream): Promise<void> {
   return new Promise((resolve) => {
@@ -211,18 +220,10 @@ export async function openGrpcDoor(pipeline: Pipeline, log: Logger, host: string
   // With a socket of our own a port in use is an error with a code; the library would make it a text, and print it.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const sockets = createServer({ noDelay: true }, (socket) => injector.injectConnection(socket));
-  try {
-    const bound = await listen(sockets, "GRPC_PORT", host, port);
-    return {
-      port: bound,
-      announceStop,
-      close: async () => {
-        sockets.close();
-        await closeServer(server);
-      },
-    };
-  } catch (error) {
-    server.forceShutdown();
-    throw error;
-  }
+  const bound = await listen(sockets, "GRPC_PORT", host, port);
+  const close = () => {
+    sockets.close();
+    return closeServer(server);
+  };
+  return { port: bound, announceStop, close };
 }

@@ -10,6 +10,7 @@ import type { ServiceImpl } from "@connectrpc/connect";
 import type { Logger } from "pino";
 import { accessRule, type Verifier } from "./auth.ts";
 import { Call, type House, type Rpc, shuttingDown } from "./call.ts";
+import { lowerCaseIds } from "./ids.ts";
 
 /** A service of the contract and what implements it. */
 export type Route = Readonly<{ service: DescService; impl: Readonly<Record<string, unknown>> }>;
@@ -31,7 +32,8 @@ function toRpc({ impl }: Route, method: DescMethod, validator: Validator): Rpc {
   // Compiles the rules now: one that can't be compiled stops the start, and not every call.
   const trial = validator.validate(method.input, create(method.input));
   if (trial.kind === "error") throw new Error(`${name}: ${trial.error.message}`);
-  return { method, name, access: accessRule(method), impl: handler.bind(impl) };
+  const lowerCase = lowerCaseIds(method.input);
+  return { method, name, access: accessRule(method), lowerCaseIds: lowerCase, impl: handler.bind(impl) };
 }
 
 /**

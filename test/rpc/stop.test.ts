@@ -1,3 +1,4 @@
+import { Agent, type IncomingHttpHeaders, request } from "node:http";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { pino } from "pino";
 import { expect, onTestFinished, test } from "vitest";
@@ -71,17 +72,23 @@ test("a call that outlives the grace is refused, and does not hold up the stop",
   }
 });
 
-test("a stop ends open streams at once, so that their callers can go elsewhere", async () => {
-  const server = await startServer();
+test("a stop ends open streams at once, while calls still run, so that their callers can go elsewhere", async () => {
+  const { server, state, finish } = await startWaiting();
+  const running = server.grpc.unary(getUser, { userId }, options);
   const streams = server.doors.map((door) => door.stream(watchTopProducts, {}, options)[Symbol.asyncIterator]());
   for (const stream of streams) for (let at = 0; at < 3; at++) await stream.next();
   const ends = streams.map((stream) => stream.next().catch((error) => error));
-  const began = performance.now();
-  await server.stop(10_000);
-  expect(performance.now() - began).toBeLessThan(FLUSH_MS);
+  await expect.poll(() => state.entered).toBe(1);
+
+  const stopped = server.stop(10_000);
   for (const end of await Promise.all(ends)) {
     expect(end).toMatchObject({ code: "UNAVAILABLE", reason: "SHUTTING_DOWN", retryMs: 1_000 });
   }
+  const ended = performance.now();
+  finish();
+  await running;
+  await stopped;
+  expect(performance.now() - ended).toBeLessThan(FLUSH_MS);
 });
 
 test("a stop with nothing to do takes no time, with idle connections open", async () => {
@@ -122,3 +129,44 @@ test.each(["GRPC_PORT", "HTTP_PORT"])(
     if (other) expect(await refusesConnections(other)).toBe(true);
   },
 );
+
+/** Calls as a client does that keeps its connections, and answers the headers once the body has ended. */
+function callKeepingConnection(port: number, path: string, type: string, body: string): Promise<IncomingHttpHeaders> {
+  const agent = new Agent({ keepAlive: true });
+  onTestFinished(() => agent.destroy());
+  return new Promise((resolve, reject) => {
+    const headers = { "content-type": type, authorization: `Bearer ${service}` };
+    const sent = request({ agent, host: "127.0.0.1", port, path, method: "POST", headers }, (response) => {
+      response.resume().on("end", () => resolve(response.headers));
+    });
+    sent.on("error", reject).end(body);
+  });
+}
+
+test("answers sent during a stop tell the client not to use the connection again", async () => {
+  const { server, state, finish } = await startWaiting();
+  const path = "/shop.v1.UserService/GetUser";
+  const running = callKeepingConnection(server.httpPort, path, "application/json", JSON.stringify({ userId }));
+  await expect.poll(() => state.entered).toBe(1);
+  const stopped = server.stop(5_000);
+  finish();
+  expect((await running).connection).toBe("close");
+  await stopped;
+});
+
+test("a connection that a stream leaves behind does not hold up a stop", async () => {
+  const { promise: watched, resolve: watch } = Promise.withResolvers<void>();
+  async function* watchTopProducts() {
+    yield {};
+    watch();
+    await new Promise(() => {});
+  }
+  const server = await startServer({ ranking: { watchTopProducts } });
+  const path = "/shop.v1.RankingService/WatchTopProducts";
+  const ended = callKeepingConnection(server.httpPort, path, "application/connect+json", "\0\0\0\0\x02{}");
+  await watched;
+  const began = performance.now();
+  await server.stop(5_000);
+  expect((await ended).connection).toBe("keep-alive");
+  expect(performance.now() - began).toBeLessThan(FLUSH_MS);
+});

@@ -22,20 +22,18 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const dataDir = mkdtempSync(join(tmpdir(), "doorbuster-test-"));
   // As root, the user `postgres` has to get into it.
   chmodSync(dataDir, 0o755);
-  const log = pino({ level: "warn" }, pino.destination(2));
+  // Also when the run is broken off and nobody waits for Postgres, which is told to stop at the same time.
+  process.on("exit", () => rmSync(dataDir, { recursive: true, force: true, maxRetries: 5 }));
+  const log = pino({ level: "error" }, pino.destination(2));
   const postgres = await startEmbeddedPostgres({ dataDir, log, durable: false });
-  const teardown = async () => {
-    await postgres.stop();
-    rmSync(dataDir, { recursive: true, force: true });
-  };
   try {
     const orm = await createOrm({ url: postgres.url, poolSize: 2, entities });
     await migrate(orm);
     await orm.close();
   } catch (error) {
-    await teardown();
+    await postgres.stop();
     throw error;
   }
   project.provide("templateUrl", postgres.url);
-  return teardown;
+  return () => postgres.stop();
 }

@@ -143,9 +143,7 @@ export class Migration20261120185023_initial extends Migration {
     this.addSql(
       `alter table "variant" add constraint "variant_product_id_foreign" foreign key ("product_id") references "product" ("id");`,
     );
-    this.addSql(
-      `alter table "variant" add constraint "variant_stock_check" check (stock >= 0 and stock <= 1000000000);`,
-    );
+    this.addSql(`alter table "variant" add constraint "variant_stock_check" check (stock >= 0);`);
     this.addSql(`alter table "variant" add constraint "variant_price_check" check (price >= 0);`);
 
     this.addSql(`alter table "wallet" add constraint "wallet_balance_check" check (balance >= 0);`);

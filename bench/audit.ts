@@ -1,0 +1,70 @@
+/** What is checked after each measurement: whatever was fast but wrong, fails the run. */
+import { setTimeout as delay } from "node:timers/promises";
+import type { Client } from "pg";
+import { invariants, RANKING_BEHIND } from "../test/support/invariants.ts";
+import { STOCK } from "./data.ts";
+
+/** Holds only when the service's projector has counted all events. */
+const RANKING = "the ranking counts the units of paid orders, in the hour of their payment";
+/** How long that may take after the last order, and how often to look, in milliseconds. */
+const RANKING_TIMEOUT = 60_000;
+const RANKING_POLL = 50;
+
+/** Found by the audit: the numbers of this run mean nothing. */
+export class BrokenInvariant extends Error {
+  override readonly name = "BrokenInvariant";
+}
+
+export type Expected = {
+  /** What was measured. */
+  what: string;
+  /** Writes that were answered, or committed. */
+  done: number;
+  /** How many more may be stored, because nobody waited for their answer. */
+  unheard: number;
+  /** Whether the service runs, and so counts the sales. */
+  ranked: boolean;
+};
+
+async function count(admin: Client, query: string): Promise<number> {
+  const { rows } = await admin.query<{ count: number }>(`select count(*)::int as count from (${query}) as found`);
+  return rows[0]?.count ?? 0;
+}
+
+async function rankingCaughtUp(admin: Client): Promise<boolean> {
+  const start = performance.now();
+  while ((await count(admin, RANKING_BEHIND)) > 0) {
+    if (performance.now() - start > RANKING_TIMEOUT) return false;
+    await delay(RANKING_POLL);
+  }
+  return true;
+}
+
+/** Of all variants at once: the stock that each lacks is what was sold of it. */
+const WRONG_STOCK = `
+  select v.id from variant v left join (
+      select l.variant_id, sum(l.quantity) as units from order_line l join shop_order o on o.id = l.order_id
+       where o.state in ('PENDING_PAYMENT', 'PAID') group by l.variant_id
+    ) sold on sold.variant_id = v.id
+   where v.stock + coalesce(sold.units, 0) <> ${STOCK}`;
+
+/**
+ * Checks that the invariants hold, stock and sales add up, and exactly what was answered is stored.
+ *
+ * @throws BrokenInvariant naming all that does not hold
+ */
+export async function audit(admin: Client, { what, done, unheard, ranked }: Expected): Promise<void> {
+  const broken: string[] = [];
+  const caughtUp = ranked && (await rankingCaughtUp(admin));
+  if (ranked && !caughtUp) broken.push(`the ranking is behind after ${RANKING_TIMEOUT / 1_000} s`);
+  for (const [name, query] of Object.entries({ ...invariants, "stock and sales add up": WRONG_STOCK })) {
+    if (name === RANKING && !caughtUp) continue;
+    const rows = await count(admin, query);
+    if (rows > 0) broken.push(`${rows} rows break "${name}"`);
+  }
+  const stored = await count(admin, "select from idempotency");
+  const effects = (await count(admin, "select from shop_order")) + (await count(admin, "select from issued_coupon"));
+  if (stored !== effects) broken.push(`${stored} responses are stored for ${effects} effects`);
+  if (stored < done || stored > done + unheard) broken.push(`${done} writes were answered, ${stored} are stored`);
+  if (broken.length > 0) throw new BrokenInvariant(`the audit after ${what} failed: ${broken.join("; ")}`);
+}

@@ -1,0 +1,240 @@
+/**
+ * The load generator, a process of its own: takes jobs as messages, calls, and answers with what it has measured.
+ *
+ * Closed loop: each caller sends its next request when it has its answer. Open loop (`rate`): requests start at fixed
+ * times, whatever becomes of the earlier ones, and latencies count from the time at which they should have started.
+ */
+import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
+import { Code } from "@connectrpc/connect";
+import { sign } from "../src/rpc/auth.ts";
+import { idOf } from "./data.ts";
+import { type Connection, open, RESET } from "./h2.ts";
+import { headerBlock } from "./hpack.ts";
+import { type Cell, LATE, summarize, type Timing } from "./measure.ts";
+import { type RpcName, type Template, templateOf } from "./requests.ts";
+
+export type LoadJob = {
+  port: number;
+  rpc: RpcName;
+  callers: number;
+  /** Calls a second for an open loop. */
+  rate?: number | undefined;
+  users: number;
+  /** How many different things are asked for. */
+  items: number;
+  timing: Timing;
+  /** Tokens are made with it. */
+  secret: string;
+  /** The server sends back what it gets. */
+  echo: boolean;
+};
+
+/** Sent when the measurement begins and when it ends, for others to measure the same time. */
+export type LoadMark = { mark: "begin" | "end" };
+/** `answered`: successful calls in all, warm-up included. */
+export type LoadResult = { cell: Cell; answered: number } | { failed: string };
+
+/** Callers share connections, as those of a backend do that has a channel to each of a few replicas. */
+const CALLERS_PER_CONNECTION = 16;
+/** Waiting calls in an open loop, above which arrivals are dropped. */
+const MAX_IN_FLIGHT = 20_000;
+/** One answer of so many is decoded and checked. */
+const SAMPLE = 64;
+/** How long to wait for the last answers, and between looks at what is due in an open loop, in milliseconds. */
+const DRAIN_TIMEOUT = 30_000;
+const TICK = 1;
+
+const tokens = new Map<string, Promise<string[]>>();
+
+/** A token for each user, made once: that takes longer than a call. */
+function tokensOf({ secret, users }: LoadJob): Promise<string[]> {
+  const known = tokens.get(secret);
+  if (known) return known;
+  const key = Buffer.from(secret);
+  const made = Promise.all(
+    Array.from({ length: users }, (_, index) =>
+      sign(key, { subject: idOf("user", index), roles: ["user"], ttl: "24h" }),
+    ),
+  );
+  tokens.set(secret, made);
+  return made;
+}
+
+class Load {
+  readonly #job: LoadJob;
+  readonly #template: Template;
+  readonly #headers: readonly Buffer[];
+  readonly #connections: Connection[] = [];
+  readonly #done = Promise.withResolvers<void>();
+  /** By slot, a call under way: when it started, for whom, and for what. */
+  readonly #started: Float64Array;
+  readonly #user: Uint32Array;
+  readonly #item: Uint32Array;
+  readonly #turn: Uint32Array;
+  readonly #free: number[] = [];
+  #latencies = new Float64Array(1 << 16);
+  #counted = 0;
+  #requests = 0;
+  #inFlight = 0;
+  #answered = 0;
+  #dropped = 0;
+  #late = 0;
+  #measuring = false;
+  #stopping = false;
+  readonly #codes: Record<string, number> = {};
+
+  constructor(job: LoadJob, template: Template, headers: readonly Buffer[]) {
+    this.#job = job;
+    this.#template = template;
+    this.#headers = headers;
+    const slots = job.rate === undefined ? job.callers : MAX_IN_FLIGHT;
+    this.#started = new Float64Array(slots);
+    this.#user = new Uint32Array(slots);
+    this.#item = new Uint32Array(slots);
+    this.#turn = new Uint32Array(slots);
+    if (job.rate !== undefined) this.#free = Array.from({ length: slots }, (_, slot) => slot);
+    // It may fail when nobody is waiting for it.
+    this.#done.promise.catch(() => {});
+  }
+
+  async run(mark: (mark: LoadMark) => void): Promise<LoadResult> {
+    const { port, callers, rate, timing } = this.#job;
+    const count = Math.ceil(callers / CALLERS_PER_CONNECTION);
+    const answer = (tag: number, status: number, message: Buffer | undefined) => this.#onAnswer(tag, status, message);
+    for (let index = 0; index < count; index += 1) this.#connections.push(await open(port, answer));
+    const lost = Promise.race(this.#connections.map((connection) => connection.lost));
+    try {
+      if (rate === undefined) for (let slot = 0; slot < callers; slot += 1) this.#call(slot, performance.now());
+      else this.#keepRate(rate);
+      this.#flush();
+      await Promise.race([delay(timing.warmup * 1_000), lost, this.#done.promise]);
+      mark({ mark: "begin" });
+      this.#measuring = true;
+      const cpu = process.cpuUsage();
+      const from = performance.now();
+      await Promise.race([delay(timing.seconds * 1_000), lost, this.#done.promise]);
+      this.#measuring = false;
+      const seconds = (performance.now() - from) / 1_000;
+      const { user, system } = process.cpuUsage(cpu);
+      mark({ mark: "end" });
+      this.#stopping = true;
+      const late = delay(DRAIN_TIMEOUT, undefined, { ref: false });
+      if (this.#inFlight > 0) await Promise.race([this.#done.promise, late, lost]);
+      return { cell: this.#cell(seconds, user + system), answered: this.#answered };
+    } finally {
+      for (const connection of this.#connections) connection.close();
+    }
+  }
+
+  #cell(seconds: number, cpu: number): Cell {
+    const { callers, rate } = this.#job;
+    if (this.#inFlight > 0) this.#codes.UNANSWERED = this.#inFlight;
+    const errors = Object.values(this.#codes).reduce((sum, count) => sum + count, 0);
+    return {
+      callers,
+      ...summarize(this.#latencies.subarray(0, this.#counted), seconds),
+      errors,
+      ...(errors > 0 && { codes: this.#codes }),
+      clientCpu: cpu / Math.max(1, this.#counted),
+      ...(rate !== undefined && { rate, dropped: this.#dropped + this.#inFlight, late: this.#late }),
+    };
+  }
+
+  #call(slot: number, start: number): void {
+    const { users, items, callers, rate } = this.#job;
+    // Each caller has users of its own, one after the other: no two calls under way are of the same user.
+    const lane = rate === undefined ? Math.floor(users / callers) : users;
+    const turn = rate === undefined ? (this.#turn[slot] as number) : this.#requests;
+    const user = (rate === undefined ? slot * lane : 0) + (turn % lane);
+    const item = items === 1 ? 0 : Math.floor(Math.random() * items);
+    this.#turn[slot] = turn + 1;
+    this.#started[slot] = start;
+    this.#user[slot] = user;
+    this.#item[slot] = item;
+    this.#template.setRequest(this.#requests);
+    this.#template.setUser(user);
+    this.#template.setItem(item);
+    this.#requests += 1;
+    this.#inFlight += 1;
+    const connection = this.#connections[slot % this.#connections.length] as Connection;
+    connection.call(slot, this.#headers[user] as Buffer, this.#template.message);
+  }
+
+  #flush(): void {
+    for (const connection of this.#connections) connection.flush();
+  }
+
+  /** Starts what is due. A timer that comes late makes up for it, and what it starts late is measured as late. */
+  #keepRate(rate: number): void {
+    const began = performance.now();
+    let sent = 0;
+    const timer = setInterval(() => {
+      if (this.#stopping) {
+        clearInterval(timer);
+        return;
+      }
+      const due = Math.floor(((performance.now() - began) * rate) / 1_000);
+      for (; sent < due; sent += 1) {
+        const slot = this.#free.pop();
+        if (slot !== undefined) this.#call(slot, began + (sent * 1_000) / rate);
+        else if (this.#measuring) this.#dropped += 1;
+      }
+      this.#flush();
+    }, TICK);
+  }
+
+  #onAnswer(slot: number, status: number, message: Buffer | undefined): void {
+    const now = performance.now();
+    this.#inFlight -= 1;
+    if (status === 0) this.#onSuccess(slot, now - (this.#started[slot] as number), message);
+    else {
+      const name = status === RESET ? "RESET" : (Code[status] ?? `status ${status}`);
+      this.#codes[name] = (this.#codes[name] ?? 0) + 1;
+    }
+    if (this.#job.rate !== undefined) this.#free.push(slot);
+    else if (!this.#stopping) this.#call(slot, now);
+    if (this.#stopping && this.#inFlight === 0) this.#done.resolve();
+  }
+
+  #onSuccess(slot: number, latency: number, message: Buffer | undefined): void {
+    if (!message) this.#done.reject(new Error("an answer without a message"));
+    else if (this.#answered % SAMPLE === 0) this.#check(slot, message);
+    this.#answered += 1;
+    if (!this.#measuring) return;
+    if (latency > LATE) this.#late += 1;
+    if (this.#counted === this.#latencies.length) {
+      const larger = new Float64Array(this.#counted * 2);
+      larger.set(this.#latencies);
+      this.#latencies = larger;
+    }
+    this.#latencies[this.#counted] = latency;
+    this.#counted += 1;
+  }
+
+  #check(slot: number, message: Buffer): void {
+    if (this.#job.echo) {
+      if (message.length !== this.#template.message.length) this.#done.reject(new Error("not what was sent"));
+      return;
+    }
+    const wrong = this.#template.check(message, this.#user[slot] as number, this.#item[slot] as number);
+    if (wrong) this.#done.reject(new Error(`wrong answer: ${wrong}`));
+  }
+}
+
+async function carryOut(job: LoadJob, mark: (mark: LoadMark) => void): Promise<LoadResult> {
+  const template = templateOf(job.rpc, randomBytes(4).toString("hex"));
+  const common = { ":path": template.path, ":authority": `127.0.0.1:${job.port}` };
+  const fixed = { "content-type": "application/grpc", te: "trailers" };
+  const headers = (await tokensOf(job)).map((token) =>
+    headerBlock({ ...common, ...fixed, authorization: `Bearer ${token}` }),
+  );
+  return new Load(job, template, headers).run(mark);
+}
+
+process.on("message", (job: LoadJob) => {
+  const send = (message: LoadMark | LoadResult) => process.send?.(message);
+  carryOut(job, send).then(send, (error: unknown) => send({ failed: (error as Error).message }));
+});
+// Whoever started it has gone.
+process.on("disconnect", () => process.exit());

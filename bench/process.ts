@@ -1,0 +1,80 @@
+/** The processes of a run: none outlives it, and what they cost is measured. */
+import { type ChildProcess, fork, type SpawnOptions, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+
+/** How long a process may take to stop by itself, in milliseconds. */
+const STOP_TIMEOUT = 15_000;
+/** Kernels count processor time in hundredths of a second. */
+const TICK_US = 10_000;
+const KB_PER_MB = 1_024;
+
+const running = new Set<ChildProcess>();
+
+function keep<C extends ChildProcess>(child: C): C {
+  running.add(child);
+  child.once("exit", () => running.delete(child));
+  // A program that does not start has no "exit".
+  child.once("error", () => running.delete(child));
+  return child;
+}
+
+/** Starts a program that is stopped at the end of the run at the latest. */
+export function start(program: string, args: readonly string[], options: SpawnOptions): ChildProcess {
+  return keep(spawn(program, args, options));
+}
+
+/** Starts a module of this folder with a channel to it. */
+export function startModule(path: string, args: readonly string[] = []): ChildProcess {
+  return keep(fork(path, args, { execArgv: [], stdio: ["ignore", "inherit", "inherit", "ipc"] }));
+}
+
+/** Waits for the next message. @throws Error when the process ends instead */
+export async function nextMessage<T>(child: ChildProcess, name: string): Promise<T> {
+  const { promise, resolve, reject } = Promise.withResolvers<T>();
+  const onMessage = (message: unknown) => resolve(message as T);
+  const onExit = (code: number | null, signal: string | null) => reject(new Error(`${name} ended (${signal ?? code})`));
+  child.on("message", onMessage).on("exit", onExit);
+  try {
+    return await promise;
+  } finally {
+    child.off("message", onMessage).off("exit", onExit);
+  }
+}
+
+/** Asks it to stop, and makes it. */
+export async function stop(child: ChildProcess): Promise<void> {
+  if (!running.has(child)) return;
+  const gone = once(child, "exit");
+  child.kill("SIGTERM");
+  const timer = setTimeout(() => child.kill("SIGKILL"), STOP_TIMEOUT);
+  await gone;
+  clearTimeout(timer);
+}
+
+/** Stops everything that still runs. */
+export async function stopAll(): Promise<void> {
+  await Promise.all([...running].map(stop));
+}
+
+/** Processor time that a process has used, in microseconds; undefined where there is no /proc. */
+export function cpuOf(pid: number | undefined): number | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    // The name may hold blanks, so fields are counted from its closing bracket: utime and stime are 14 and 15.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return (Number(fields[11]) + Number(fields[12])) * TICK_US;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The most memory that a process has held, in MB; undefined where there is no /proc. */
+export function memoryOf(pid: number | undefined): number | undefined {
+  try {
+    const peak = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+    return peak === undefined ? undefined : Math.round(Number(peak) / KB_PER_MB);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,80 @@
+/** What is measured, and what it has to reach. */
+import { PRODUCTS } from "./data.ts";
+import type { Cell } from "./measure.ts";
+import type { RpcName } from "./requests.ts";
+import { type Baseline, checkout, claim, place } from "./sql.ts";
+
+/** Whom the service is compared with. */
+export type SideName = "service" | "stepwise" | "oneShot" | "echo";
+export type Sides = Partial<Record<SideName, readonly Cell[]>>;
+
+/**
+ * A ratio that has to be reached: the service against another. `hot`: at the most connections, where everybody waits for
+ * the same row. `best`: at the number of connections that suits the other best. `alone`: p50 of one caller, where less is
+ * better.
+ */
+export type Bar = { against: Exclude<SideName, "service">; at: "hot" | "best" | "alone"; must?: number; aim: number };
+
+export type Scenario = {
+  name: string;
+  rpc: RpcName;
+  /** How many different things are asked for. */
+  items: number;
+  baseline?: Baseline;
+  /** One caller, one connection. */
+  alone?: boolean;
+  /** The first is the one that counts. */
+  bars: readonly [Bar, ...Bar[]];
+};
+
+const hot: Scenario["bars"] = [
+  { against: "stepwise", at: "hot", must: 5, aim: 10 },
+  { against: "oneShot", at: "hot", aim: 3 },
+];
+const uniform: Scenario["bars"] = [
+  { against: "stepwise", at: "best", must: 1.2, aim: 1.2 },
+  { against: "oneShot", at: "best", aim: 0.8 },
+];
+
+export const scenarios: readonly Scenario[] = [
+  { name: "place-hot", rpc: "place", items: 1, baseline: place, bars: hot },
+  { name: "place-uniform", rpc: "place", items: PRODUCTS, baseline: place, bars: uniform },
+  { name: "checkout-hot", rpc: "checkout", items: 1, baseline: checkout, bars: [hot[0]] },
+  { name: "checkout-uniform", rpc: "checkout", items: PRODUCTS, baseline: checkout, bars: uniform },
+  { name: "claim-hot", rpc: "claim", items: 1, baseline: claim, bars: [hot[0]] },
+  { name: "get-product", rpc: "product", items: PRODUCTS, bars: [{ against: "echo", at: "hot", must: 0.5, aim: 0.8 }] },
+  {
+    name: "place-alone",
+    rpc: "place",
+    items: PRODUCTS,
+    baseline: place,
+    alone: true,
+    bars: [{ against: "stepwise", at: "alone", must: 2.5, aim: 1.5 }],
+  },
+];
+
+/** How far the service got by a bar. `reached` is undefined when there is nothing that must be reached. */
+export type Verdict = Bar & { ratio: number; reached: boolean | undefined; aimed: boolean };
+
+const most = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.callers - a.callers)[0];
+const best = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.perSecond - a.perSecond)[0];
+const single = (cells: readonly Cell[]) => cells.find(({ callers }) => callers === 1);
+
+/** The measurements that a bar compares; undefined when one of them was not made. */
+export function compared(bar: Bar, sides: Sides): { service: Cell; other: Cell } | undefined {
+  const others = sides[bar.against] ?? [];
+  const service = bar.at === "alone" ? single(sides.service ?? []) : most(sides.service ?? []);
+  const other = { hot: most, best, alone: single }[bar.at](others);
+  return service && other ? { service, other } : undefined;
+}
+
+/** Compares; undefined when a measurement is missing, or was made at a fixed rate and so says nothing about the most. */
+export function judge(bar: Bar, sides: Sides): Verdict | undefined {
+  const cells = compared(bar, sides);
+  if (!cells || cells.service.rate !== undefined) return undefined;
+  const { service, other } = cells;
+  const less = bar.at === "alone";
+  const ratio = less ? service.p50 / other.p50 : service.perSecond / other.perSecond;
+  const holds = (wanted: number) => (less ? ratio <= wanted : ratio >= wanted);
+  return { ...bar, ratio, reached: bar.must === undefined ? undefined : holds(bar.must), aimed: holds(bar.aim) };
+}

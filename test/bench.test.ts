@@ -1,0 +1,101 @@
+/** The benchmark as a program: a short run of one scenario, on whatever machine this is. */
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { afterAll, describe, expect, test } from "vitest";
+import { grpcStatus, headerBlock } from "../bench/hpack.ts";
+import { judge } from "../bench/scenario.ts";
+import { run } from "./support/processes.ts";
+
+const MAIN = join(import.meta.dirname, "../bench/main.ts");
+const scratch = mkdtempSync(join(tmpdir(), "doorbuster-bench-test-"));
+
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+/** Starts it with a temporary directory of its own, in which nothing may be left. */
+function bench(...args: string[]) {
+  return run(process.execPath, [MAIN, ...args], { env: { TMPDIR: scratch } });
+}
+
+describe("npm run bench", () => {
+  test("a short run writes a table, JSON and a chart, finds nothing broken, and leaves nothing behind", async () => {
+    const json = join(scratch, "result.json");
+    const svg = join(scratch, "result.svg");
+    const options = ["--seconds", "1", "--callers", "8", "--connections", "8", "--json", json, "--svg", svg];
+    const { code, stdout, stderr } = await bench("--scenario", "checkout-hot", ...options).exited;
+    expect(stderr).not.toContain("bench:");
+    expect(code).toBe(0);
+    expect(stdout).toContain("The audit after each measurement found nothing broken.");
+    expect(stdout).toMatch(/checkout-hot +[\d.,]+x stepwise SQL +must reach 5x: (PASS|MISS)/);
+    const { machine, scenarios } = JSON.parse(readFileSync(json, "utf8"));
+    expect(machine).toMatchObject({ node: process.version, postgres: expect.stringMatching(/^\d+/) });
+    expect(scenarios).toHaveLength(1);
+    const [{ name, ratio, service, stepwise, oneShot }] = scenarios;
+    expect(name).toBe("checkout-hot");
+    expect(ratio).toBeCloseTo(service.perSecond / stepwise.perSecond);
+    expect(service).toMatchObject({ callers: 8, errors: 0 });
+    for (const side of [service, stepwise, oneShot]) {
+      expect(side.perSecond).toBeGreaterThan(0);
+      expect(side.p99).toBeGreaterThanOrEqual(side.p50);
+    }
+    expect(readFileSync(svg, "utf8")).toMatch(
+      /^<svg [\s\S]*<rect class="service"[\s\S]*<rect class="oneShot"[\s\S]*<\/svg>\n$/,
+    );
+    rmSync(json);
+    rmSync(svg);
+    expect(readdirSync(scratch)).toEqual([]);
+  }, 60_000);
+
+  test("a run that is interrupted stops everything that it has started", async () => {
+    const main = bench("--scenario", "place-alone", "--seconds", "60");
+    await main.printed(/Postgres \d+/);
+    // Somewhere in the middle: which of its processes run by then does not matter.
+    await delay(2_000);
+    main.kill("SIGINT");
+    expect((await main.exited).code).toBe(130);
+    expect(readdirSync(scratch)).toEqual([]);
+  });
+
+  test("what it does not know, it says, with how to use it", async () => {
+    const { code, stderr } = await bench("--scenario", "place-hott").exited;
+    expect(code).toBe(1);
+    expect(stderr).toContain("there is no scenario place-hott\nuse: npm run bench");
+  });
+});
+
+describe("the parts that a wrong figure could come from", () => {
+  const cell = { callers: 64, perSecond: 1_000, p50: 2, p99: 9, errors: 0, clientCpu: 10 };
+
+  test("a ratio compares at the most connections, at the other's best, or one caller's p50", () => {
+    const sides = {
+      service: [
+        { ...cell, callers: 1, p50: 3 },
+        { ...cell, perSecond: 6_000 },
+      ],
+      stepwise: [
+        { ...cell, callers: 1, perSecond: 500 },
+        { ...cell, callers: 8, perSecond: 3_000 },
+        { ...cell, callers: 64, perSecond: 1_000 },
+      ],
+    };
+    const bar = { against: "stepwise", must: 5, aim: 10 } as const;
+    expect(judge({ ...bar, at: "hot" }, sides)).toMatchObject({ ratio: 6, reached: true, aimed: false });
+    expect(judge({ ...bar, at: "best" }, sides)).toMatchObject({ ratio: 2, reached: false });
+    expect(judge({ ...bar, at: "alone", must: 2.5, aim: 1.5 }, sides)).toMatchObject({ ratio: 1.5, aimed: true });
+    expect(judge({ ...bar, against: "oneShot", at: "hot" }, sides)).toBeUndefined();
+  });
+
+  test("headers are written as RFC 7541 says, and the status is found among those of an answer", () => {
+    const block = headerBlock({ ":path": "/a", te: "trailers", authorization: "x".repeat(130) });
+    const expected = ["8386", "04022f61", "00027465", "08747261696c657273", "0f08", "7f03", "78".repeat(130)].join("");
+    expect(block.toString("hex")).toBe(expected);
+    const answer = Buffer.concat([
+      Buffer.from("88", "hex"),
+      Buffer.from("9acac8b21234da8f", "hex"),
+      Buffer.from("013885", "hex"),
+    ]);
+    expect(grpcStatus(Buffer.concat([Buffer.from("0088", "hex"), answer.subarray(1)]))).toBe(8);
+    expect(grpcStatus(Buffer.from("88", "hex"))).toBe(-1);
+  });
+});

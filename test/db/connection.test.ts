@@ -1,0 +1,133 @@
+/** The connection of a batch is lost: before its commit, and after it, when nobody has heard of it. */
+import { once } from "node:events";
+import { connect as connectTcp, createServer, type Socket } from "node:net";
+import { beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
+import { Replayed, type Write } from "../../src/db/command.ts";
+import type { Database } from "../../src/db/database.ts";
+import { createDatabase } from "../support/database.ts";
+import { addVariants, callOf, connect, holdVariant, open, stockOf, takeOne } from "./harness.ts";
+
+const url = await createDatabase();
+const SIZE = 5;
+
+let direct: Database;
+let id: string;
+
+beforeEach(async () => {
+  ({ db: direct } = await open(url));
+  [id = ""] = await addVariants(direct, 100);
+});
+
+const unavailable = {
+  status: "rejected",
+  reason: { reason: "DATABASE_UNAVAILABLE", retryAfterMs: expect.toSatisfy((ms: number) => ms > 0) },
+};
+
+async function send(db: Database, call: Write): Promise<string> {
+  try {
+    return `first ${await db.write(call, takeOne([id]))}`;
+  } catch (error) {
+    if (error instanceof Replayed) return `replayed ${JSON.parse(String(Buffer.from(error.response)))}`;
+    throw error;
+  }
+}
+
+/** A way to Postgres whose answers can be swallowed: what is sent arrives, and nobody hears what became of it. */
+async function createProxy() {
+  const { hostname, port } = new URL(url);
+  const sockets = new Set<Socket>();
+  let swallowing = false;
+  const server = createServer((client) => {
+    const upstream = connectTcp(Number(port), hostname);
+    for (const socket of [client, upstream]) {
+      sockets.add(socket);
+      socket.on("error", () => {});
+    }
+    client.pipe(upstream);
+    upstream.on("data", (data) => {
+      if (!swallowing) client.write(data);
+    });
+    upstream.on("close", () => client.destroy());
+    client.on("close", () => upstream.destroy());
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const cut = () => {
+    for (const socket of sockets) socket.destroy();
+  };
+  const close = () => {
+    cut();
+    server.close();
+  };
+  onTestFinished(close);
+  const proxied = new URL(url);
+  proxied.hostname = "127.0.0.1";
+  proxied.port = String((server.address() as { port: number }).port);
+  return {
+    url: proxied.href,
+    swallow() {
+      swallowing = true;
+    },
+    /** Ends all connections; new ones work again. */
+    cut() {
+      cut();
+      swallowing = false;
+    },
+    close,
+  };
+}
+
+describe("a lost connection", () => {
+  test("before the commit is DATABASE_UNAVAILABLE for all of the batch, and nothing is written", async () => {
+    const { db, pool, seen } = await open(url);
+    const calls = Array.from({ length: SIZE }, () => callOf());
+    const held = await holdVariant(url, id);
+    const ends = Promise.allSettled(calls.map((call) => send(db, call)));
+    const [pid] = await held.waiting(1);
+    await (await connect(url)).query("select pg_terminate_backend($1)", [pid]);
+    expect(await ends).toMatchObject(calls.map(() => unavailable));
+    await held.release();
+    expect(await stockOf(db, id)).toBe(100);
+    expect(seen.split).toEqual([]);
+    // The pool is none the worse, and the same requests are as new.
+    expect(await Promise.all(calls.map((call) => send(db, call)))).toEqual(
+      calls.map((_, index) => `first ${99 - index}`),
+    );
+    expect(pool.totalCount).toBeLessThanOrEqual(4);
+  });
+
+  test("behind the commit leaves it open what happened; sending it again gives each request one effect", async () => {
+    const proxy = await createProxy();
+    const { db } = await open(proxy.url);
+    const calls = Array.from({ length: SIZE }, () => callOf());
+    const held = await holdVariant(url, id);
+    const ends = Promise.allSettled(calls.map((call) => send(db, call)));
+    await held.waiting(1);
+    proxy.swallow();
+    await held.release();
+    await vi.waitFor(async () => expect(await stockOf(direct, id)).toBe(100 - SIZE), { timeout: 10_000, interval: 5 });
+    proxy.cut();
+    expect(await ends).toMatchObject(calls.map(() => unavailable));
+    const again = await Promise.all(calls.map((call) => send(db, call)));
+    expect(again).toEqual(calls.map((_, index) => `replayed ${99 - index}`));
+    expect(await stockOf(direct, id)).toBe(100 - SIZE);
+  });
+
+  test("while idle is not noticed by anybody", async () => {
+    const { db, pool } = await open(url);
+    expect(await send(db, callOf())).toBe("first 99");
+    const closed = new Promise((resolve) => pool.once("remove", resolve));
+    const mine =
+      "datname = current_database() and application_name = '' and state = 'idle' and pid <> pg_backend_pid()";
+    await (await connect(url)).query(`select pg_terminate_backend(pid) from pg_stat_activity where ${mine}`);
+    await closed;
+    expect(await send(db, callOf())).toBe("first 98");
+  });
+
+  test("of a server that is gone is DATABASE_UNAVAILABLE, for writes and reads", async () => {
+    const proxy = await createProxy();
+    const { db } = await open(proxy.url);
+    proxy.close();
+    expect(await Promise.allSettled([send(db, callOf()), stockOf(db, id)])).toMatchObject([unavailable, unavailable]);
+  });
+});
