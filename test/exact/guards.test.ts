@@ -278,10 +278,12 @@ test("key scheduling: a process never conflicts with itself", async () => {
       await sent.catch((error: unknown) => expect(error).toBeInstanceOf(Replayed));
     }),
   );
-  // Nothing but its id says that these two are one.
-  const twin = () => lonely.users.create(callOf(null, "a twin"), "A buyer");
-  const twins = await Promise.allSettled([twin(), twin()]);
-  expect(twins.map(({ status }) => status)).toEqual(["fulfilled", "rejected"]);
+  // Nothing but its id says that these are one; the connections for two at once are there already.
+  await Promise.all([1, 2].map(() => lonely.users.create(callOf(), "A buyer")));
+  const twins = await Promise.allSettled(
+    Array.from({ length: 10 }, () => lonely.users.create(callOf(null, "a twin"), "A buyer")),
+  );
+  expect(twins.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
   expect(conflicts).toEqual([]);
   expect(await stocksOf(variantIds)).toBe("900,950,900");
   expect(await value(database, "select entries::int from wallet where user_id = $1", userId)).toBe(151);
