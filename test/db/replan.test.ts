@@ -49,7 +49,7 @@ function buyCart(meanwhile: (plan: number) => Promise<unknown>, decided: () => v
         tx.remove(item);
         tx.get(Variant, { id: item.variantId }).take(item.quantity);
       }
-      tx.get(Cart, { userId }).removed();
+      tx.find(Cart, { userId })?.removed();
       return items.map(({ variantId }) => variantId);
     },
   };

@@ -8,9 +8,7 @@ afterAll(() => Promise.all(pools.map((pool) => pool.end())));
 
 /** Connections of the test's own to the database. */
 export function openDatabase(url: string): Pool {
-  const pool = new Pool({ connectionString: url, max: 5 });
-  // A test may end connections from the server's side.
-  pool.on("error", () => {});
+  const pool = new Pool({ connectionString: url, max: 5, application_name: "auditor" });
   pools.push(pool);
   return pool;
 }

@@ -61,12 +61,23 @@ function refuseIf(condition: boolean, reason: string): void {
   if (condition) throw new Refusal(reason);
 }
 
-/** The state after a step, and what the caller hears: OK, REPLAY or a reason. */
-export function after(model: Model, { key, action }: Step, now: number): { model: Model; outcome: string } {
+/** The refusal of a check that reserves nothing, and so reads a row without holding it. */
+export function adviceOf({ kind }: Action): string | undefined {
+  if (kind === "add" || kind === "update") return "INSUFFICIENT_STOCK";
+  return kind === "placeCovered" ? "INSUFFICIENT_BALANCE" : undefined;
+}
+
+export type After = { model: Model; outcome: string };
+
+/**
+ * The state after a step, and what the caller hears: OK, REPLAY or a reason. When `unadvised`, checks that reserve
+ * nothing are left out.
+ */
+export function after(model: Model, { key, action }: Step, now: number, unadvised = false): After {
   if (action.kind !== "expire" && model.answered.includes(key)) return { model, outcome: "REPLAY" };
   const next = structuredClone(model);
   try {
-    apply(next, key, action, now);
+    apply(next, key, action, now, unadvised);
   } catch (error) {
     if (error instanceof Refusal) return { model, outcome: error.message };
     throw error;
@@ -75,7 +86,7 @@ export function after(model: Model, { key, action }: Step, now: number): { model
   return { model: next, outcome: "OK" };
 }
 
-function apply(model: Model, key: number, action: Action, now: number): void {
+function apply(model: Model, key: number, action: Action, now: number, unadvised: boolean): void {
   switch (action.kind) {
     case "charge":
       refuseIf(at(model.balances, action.user) + action.amount > MAX_BALANCE, "BALANCE_LIMIT_EXCEEDED");
@@ -98,12 +109,12 @@ function apply(model: Model, key: number, action: Action, now: number): void {
     case "update":
     case "remove":
     case "clear":
-      changeCart(model, action);
+      changeCart(model, action, unadvised);
       return;
     case "place":
     case "placeCovered":
     case "checkout":
-      place(model, key, action, now);
+      place(model, key, action, now, unadvised);
       return;
     case "pay":
       pay(model, action.order, now);
@@ -125,7 +136,7 @@ function at<T>(list: readonly T[], index: number): T {
 
 type CartAction = Extract<Action, { kind: "add" | "update" | "remove" | "clear" }>;
 
-function changeCart(model: Model, action: CartAction): void {
+function changeCart(model: Model, action: CartAction, unadvised: boolean): void {
   const cart = at(model.carts, action.user);
   if (action.kind === "clear") {
     cart.length = 0;
@@ -135,7 +146,7 @@ function changeCart(model: Model, action: CartAction): void {
   if (action.kind === "add") {
     refuseIf(action.reject && item !== undefined, "CART_ITEM_EXISTS");
     const quantity = (item?.[1] ?? 0) + action.quantity;
-    refuseIf(at(model.stocks, action.variant) < quantity, "INSUFFICIENT_STOCK");
+    refuseIf(!unadvised && at(model.stocks, action.variant) < quantity, "INSUFFICIENT_STOCK");
     if (item) item[1] = quantity;
     else cart.push([action.variant, quantity]);
     return;
@@ -145,13 +156,13 @@ function changeCart(model: Model, action: CartAction): void {
     cart.splice(cart.indexOf(item), 1);
     return;
   }
-  refuseIf(at(model.stocks, action.variant) < action.quantity, "INSUFFICIENT_STOCK");
+  refuseIf(!unadvised && at(model.stocks, action.variant) < action.quantity, "INSUFFICIENT_STOCK");
   item[1] = action.quantity;
 }
 
 type Purchase = Extract<Action, { kind: "place" | "placeCovered" | "checkout" }>;
 
-function place(model: Model, key: number, action: Purchase, now: number): void {
+function place(model: Model, key: number, action: Purchase, now: number, unadvised: boolean): void {
   const { user, kind } = action;
   const lines = action.lines === "cart" ? at(model.carts, user).splice(0) : action.lines;
   refuseIf(lines.length === 0, "CART_EMPTY");
@@ -167,7 +178,7 @@ function place(model: Model, key: number, action: Purchase, now: number): void {
     piece.order = key;
   }
   const total = subtotal - (piece ? COUPON.amount : 0);
-  refuseIf(kind === "placeCovered" && at(model.balances, user) < total, "INSUFFICIENT_BALANCE");
+  refuseIf(kind === "placeCovered" && !unadvised && at(model.balances, user) < total, "INSUFFICIENT_BALANCE");
   const expireTime = now + 15 * 60_000;
   model.orders[key] = { user, state: "PENDING_PAYMENT", lines, total, piece: action.piece, expireTime };
   if (kind === "checkout") pay(model, key, now);
