@@ -57,9 +57,10 @@ export class Loader {
     const table = this.#tables(entity);
     // The same key twice would find its rows twice.
     const unique = [...new Map(keys.map((key) => [touchId({ entity, key: key as never }), key])).values()];
-    const { name, text, values } = table.select(shape, unique);
+    // Without its name it is planned each time: a plan that was prepared on an empty table stays bad when it grows.
+    const { text, values } = table.select(shape, unique);
     try {
-      const result = await this.#pool.query({ name, text, values: [...values], rowMode: "array", types: driverTypes });
+      const result = await this.#pool.query({ text, values: [...values], rowMode: "array", types: driverTypes });
       return (result.rows as unknown[][]).map((row) => table.hydrate(row) as Row);
     } catch (error) {
       throw toDomainError(error);
