@@ -45,6 +45,16 @@ describe("a start that fails says why in one line, and exits with 1", () => {
     );
   });
 
+  test("a database that does not exist, which is not made", async () => {
+    const url = new URL(databaseUrl);
+    url.pathname = "/no_such_shop";
+    await expectRefusal({ DATABASE_URL: url.href }, /^doorbuster: .*database "no_such_shop" does not exist\n$/);
+    const client = new Client({ connectionString: databaseUrl });
+    await client.connect();
+    expect((await client.query("select from pg_database where datname = 'no_such_shop'")).rowCount).toBe(0);
+    await client.end();
+  });
+
   test("a DATA_DIR that can't be made", async () => {
     const file = join(scratch, "file");
     writeFileSync(file, "");
