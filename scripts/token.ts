@@ -6,6 +6,7 @@
  *     npm run -s token -- --user 0199d1f2-6b1a-7c3e-9d53-3f1f0f9c2a11
  */
 import { parseArgs } from "node:util";
+import { type Config, readConfig } from "../src/config.ts";
 import { sign } from "../src/rpc/auth.ts";
 import { loadSecret } from "../src/rpc/secret.ts";
 
@@ -32,19 +33,20 @@ function readArguments(): { subject: string; roles: readonly (Role | "user")[]; 
   throw new Error(USAGE);
 }
 
-async function main(env: NodeJS.ProcessEnv): Promise<string> {
-  if (env.JWKS_URL) throw new Error(`tokens come from the issuer whose keys are at ${env.JWKS_URL}: ask it for one`);
+async function main(config: Config): Promise<string> {
+  if (config.jwksUrl)
+    throw new Error(`tokens come from the issuer whose keys are at ${config.jwksUrl}: ask it for one`);
   const claims = readArguments();
-  const secret = loadSecret({ secret: env.JWT_SECRET || undefined, dataDir: env.DATA_DIR || ".data" });
+  const secret = loadSecret({ secret: config.jwtSecret, dataDir: config.dataDir });
   try {
-    return await sign(secret, { ...claims, issuer: env.JWT_ISSUER, audience: env.JWT_AUDIENCE });
+    return await sign(secret, { ...claims, issuer: config.jwtIssuer, audience: config.jwtAudience });
   } catch {
     throw new Error(`--ttl ${claims.ttl} is not a time: use 15m, 24h or 30d`);
   }
 }
 
 try {
-  console.log(await main(process.env));
+  console.log(await main(readConfig(process.env)));
 } catch (error) {
   console.error((error as Error).message.split("\n", 1)[0]);
   process.exitCode = 1;

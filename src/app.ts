@@ -22,7 +22,7 @@ import { couponHandler } from "./coupon/coupon.handler.ts";
 import { Coupons } from "./coupon/coupon.service.ts";
 import type { BatchObserver } from "./db/batch.ts";
 import { Database } from "./db/database.ts";
-import { startEmbeddedPostgres } from "./db/embedded.ts";
+import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
 import { every, type Job } from "./db/job.ts";
 import { createOrm, migrate } from "./db/orm.ts";
@@ -41,6 +41,7 @@ import { RankingBucket, RankingPosition } from "./ranking/ranking.entity.ts";
 import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
 import { createVerifier } from "./rpc/auth.ts";
+import { within } from "./rpc/door.ts";
 import { loadSecret } from "./rpc/secret.ts";
 import { route, serve } from "./rpc/server.ts";
 import { User } from "./user/user.entity.ts";
@@ -79,27 +80,52 @@ export type App = Readonly<{
   banner: string;
   /** Resolves when the service can't go on. */
   failed: Promise<Error>;
-  /** Finishes what runs, then lets go of everything. */
-  stop(): Promise<void>;
+  /**
+   * Finishes what runs, then lets go of everything: within SHUTDOWN_GRACE and four seconds, plus what the embedded
+   * Postgres needs. Answers whether all of it stopped; what did not is in the log, and ends with the process.
+   */
+  stop(): Promise<boolean>;
 }>;
+
+/** How long the parts may take to stop, in milliseconds: the front doors beyond SHUTDOWN_GRACE, the others each. */
+const DOORS_MARGIN = 2_000;
+const PART_STOP = 1_000;
+
+type Part = Readonly<{ name: string; stop: () => Promise<unknown>; limitMs: number }>;
 
 /** What has been started so far, to be stopped in the opposite order. */
 class Started {
-  readonly #stops: (() => Promise<void>)[] = [];
+  readonly #parts: Part[] = [];
+  readonly #log: Logger;
 
-  add<T>(thing: T, stop: (thing: T) => Promise<void>): T {
-    this.#stops.push(() => stop(thing));
-    return thing;
+  constructor(log: Logger) {
+    this.#log = log;
   }
 
-  async stop(): Promise<void> {
-    for (let stop = this.#stops.pop(); stop; stop = this.#stops.pop()) await stop();
+  add(name: string, stop: () => Promise<unknown>, limitMs = PART_STOP): void {
+    this.#parts.push({ name, stop, limitMs });
+  }
+
+  /** A part that hangs or fails does not keep the others from stopping. Answers whether there was none. */
+  async stop(): Promise<boolean> {
+    let clean = true;
+    for (let part = this.#parts.pop(); part; part = this.#parts.pop()) {
+      const { name, stop, limitMs } = part;
+      try {
+        if (await within(stop(), limitMs)) continue;
+        this.#log.error({ part: name, limitMs }, "this part did not stop in time");
+      } catch (err) {
+        this.#log.error({ part: name, err }, "this part failed to stop");
+      }
+      clean = false;
+    }
+    return clean;
   }
 }
 
 /** Starts the service. @throws Error with one line for the operator; nothing is left running then */
 export async function start(config: Config, log: Logger): Promise<App> {
-  const started = new Started();
+  const started = new Started(log);
   try {
     return await startAll(config, log, started);
   } catch (error) {
@@ -110,19 +136,19 @@ export async function start(config: Config, log: Logger): Promise<App> {
 
 async function startAll(config: Config, log: Logger, started: Started): Promise<App> {
   const secret = config.jwksUrl ? undefined : loadSecret({ secret: config.jwtSecret, dataDir: config.dataDir });
-  const postgres = config.databaseUrl
-    ? { url: config.databaseUrl, exited: new Promise<Error>(() => {}) }
-    : started.add(await startEmbeddedPostgres({ dataDir: config.dataDir, log }), (it) => it.stop());
-  const orm = started.add(await createOrm({ url: postgres.url, poolSize: config.databasePool, entities }), (it) =>
-    it.close(),
-  );
+  const embedded = config.databaseUrl ? undefined : await startEmbeddedPostgres({ dataDir: config.dataDir, log });
+  if (embedded) started.add("embedded Postgres", () => embedded.stop(), EMBEDDED_STOP_LIMIT);
+  const url = embedded?.url ?? config.databaseUrl ?? "";
+  const orm = await createOrm({ url, poolSize: config.databasePool, entities });
+  started.add("database connections", () => orm.close());
   await migrate(orm);
   if (config.demo === "auto" && (await isEmpty(orm))) await loadShop(orm, demoSize);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
   const orders = new Orders(db, config.orderTtlMs);
   const ranking = new Ranking(db);
-  for (const job of startJobs(config, log, db, orders, ranking)) started.add(job, (it) => it.stop());
+  const jobs = startJobs(config, log, db, orders, ranking);
+  started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
 
   const served = await serve({
     host: config.host,
@@ -137,10 +163,10 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
     log,
     ready: () => isReady(orm),
   });
-  started.add(served, (it) => it.stop(config.shutdownGraceMs));
+  started.add("front doors", () => served.stop(config.shutdownGraceMs), config.shutdownGraceMs + DOORS_MARGIN);
   // A secret that somebody has set is theirs: only with the one made for development are tokens printed.
   const banner = await bannerOf(config, served, orm, config.jwtSecret ? undefined : secret);
-  return { banner, failed: postgres.exited, stop: () => started.stop() };
+  return { banner, failed: embedded?.exited ?? new Promise(() => {}), stop: () => started.stop() };
 }
 
 function routesOf(config: Config, db: Database, orders: Orders, ranking: Ranking) {

@@ -1,3 +1,4 @@
+import { isIPv6 } from "node:net";
 import type { MikroORM } from "@mikro-orm/postgresql";
 import type { Config } from "./config.ts";
 import { sign } from "./rpc/auth.ts";
@@ -14,9 +15,12 @@ export async function bannerOf(
   orm: MikroORM,
   developmentSecret: Uint8Array | undefined,
 ): Promise<string> {
-  const grpc = `${config.host}:${ports.grpcPort}`;
-  const http = `http://${config.host}:${ports.httpPort}`;
-  const lines = ["", "Doorbuster is ready", `  gRPC     ${grpc}`, `  Connect  ${http}`];
+  // The colons of an IPv6 address would be taken for the port's.
+  const host = isIPv6(config.host) ? `[${config.host}]` : config.host;
+  const grpc = `${host}:${ports.grpcPort}`;
+  const http = `http://${host}:${ports.httpPort}`;
+  const amounts = `minor units of ${config.currency}`;
+  const lines = ["", "Doorbuster is ready", `  gRPC     ${grpc}`, `  Connect  ${http}`, `  Amounts  ${amounts}`];
   if (developmentSecret) lines.push(...(await developmentLines(config, grpc, http, orm, developmentSecret)));
   return `${lines.join("\n")}\n`;
 }

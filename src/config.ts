@@ -46,7 +46,10 @@ export type Config = {
   databasePool: number;
   /** LOG_LEVEL (info): the least severe messages that are logged. */
   logLevel: (typeof LOG_LEVELS)[number];
-  /** SHUTDOWN_GRACE (10s): how long running calls may take to finish at a stop. */
+  /**
+   * SHUTDOWN_GRACE (10s): how long running calls may take to finish at a stop. The process ends at most four seconds
+   * later, the embedded Postgres aside; with exit code 1 when something had to be cut off.
+   */
   shutdownGraceMs: number;
   /** DEMO: `auto` loads the demo catalogue into an empty database. Default: auto with the embedded database, else off. */
   demo: (typeof DEMO)[number];

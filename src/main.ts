@@ -20,7 +20,7 @@ function stopSignal(): Promise<void> {
   return promise;
 }
 
-/** Runs the service until it is told to stop, or can't go on. Returns the exit code. */
+/** Runs the service until it is told to stop, or can't go on. Returns the exit code: 0 when all of it stopped in time. */
 async function run(): Promise<number> {
   const stopped = stopSignal();
   const config = readConfig(process.env);
@@ -30,9 +30,9 @@ async function run(): Promise<number> {
   const failure = await Promise.race([stopped, app.failed]);
   if (failure) log.fatal({ err: failure }, "the service can't go on");
   else log.info("stopping");
-  await app.stop();
+  const clean = await app.stop();
   log.info("stopped");
-  return failure ? 1 : 0;
+  return failure || !clean ? 1 : 0;
 }
 
 try {

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { Client } from "pg";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { sign } from "../src/rpc/auth.ts";
 import { createDatabase } from "./support/database.ts";
-import { runMain, startServer } from "./support/processes.ts";
+import { runMain, type Server, startServer } from "./support/processes.ts";
 
 const JWT_SECRET = "a secret for tests, long enough to be one";
 
@@ -43,6 +43,16 @@ describe("a start that fails says why in one line, and exits with 1", () => {
       { DATABASE_URL: `postgres://shop:hunter2@127.0.0.1:${port}/shop` },
       /^doorbuster: (?!.*hunter2)/,
     );
+  });
+
+  test("a database that does not exist, which is not made", async () => {
+    const url = new URL(databaseUrl);
+    url.pathname = "/no_such_shop";
+    await expectRefusal({ DATABASE_URL: url.href }, /^doorbuster: .*database "no_such_shop" does not exist\n$/);
+    const client = new Client({ connectionString: databaseUrl });
+    await client.connect();
+    expect((await client.query("select from pg_database where datname = 'no_such_shop'")).rowCount).toBe(0);
+    await client.end();
   });
 
   test("a DATA_DIR that can't be made", async () => {
@@ -115,6 +125,60 @@ describe("a stop", () => {
     expect((await server.exited).code).toBe(1);
     await cutOff;
     await call.release();
+  });
+
+  /** A row lock of somebody else, and a Checkout that waits for it. Returns what ends the lock. */
+  async function blockedCheckout(url: string, httpPort: number, secret: Uint8Array): Promise<() => Promise<void>> {
+    const holder = new Client({ connectionString: url });
+    // The embedded Postgres ends this session too.
+    holder.on("error", () => {});
+    await holder.connect();
+    const user = (await holder.query("select id from shop_user limit 1")).rows[0].id;
+    await holder.query("begin");
+    const variant = (await holder.query("select id from variant limit 1 for update")).rows[0].id;
+    const token = await sign(secret, { subject: user, roles: ["user"], ttl: "1h" });
+    const answer = fetch(`http://127.0.0.1:${httpPort}/shop.v1.OrderService/Checkout`, {
+      method: "POST",
+      headers: { "content-type": "application/json", authorization: `Bearer ${token}` },
+      body: JSON.stringify({ requestId: "1", userId: user, lines: [{ variantId: variant, quantity: 1 }] }),
+    });
+    // Refused or cut off: the caller has to send it again.
+    answer.catch(() => {});
+    const waiting = "select count(*)::int as n from pg_locks where not granted";
+    await expect.poll(async () => (await holder.query(waiting)).rows[0].n, { timeout: 10_000 }).toBe(1);
+    return () => holder.end();
+  }
+
+  async function expectBoundedStop(server: Server): Promise<string> {
+    const start = performance.now();
+    const { code, stderr } = await server.stop();
+    expect(stderr).toMatch(/"stopped"/);
+    expect(code).toBe(1);
+    expect(performance.now() - start).toBeLessThan(8_000);
+    return stderr;
+  }
+
+  const blocked = { JWT_SECRET, DATA_DIR: scratch, LOG_LEVEL: "info", SHUTDOWN_GRACE: "1s", DEMO: "auto" };
+
+  test("does not wait for a database that does not answer, says what did not stop, and exits with 1", async () => {
+    const url = await createDatabase();
+    const server = await startServer({ databaseUrl: url, env: blocked });
+    const release = await blockedCheckout(url, server.httpPort, new TextEncoder().encode(JWT_SECRET));
+    const stderr = await expectBoundedStop(server);
+    expect(stderr).toMatch(/"part":"database connections".*did not stop in time/);
+    await release();
+  });
+
+  test("ends the embedded Postgres cleanly all the same", async () => {
+    const dataDir = join(scratch, "blocked");
+    const server = await startServer({ env: { ...blocked, DATA_DIR: dataDir } });
+    const url = readFileSync(join(dataDir, "database-url"), "utf8").trim();
+    const release = await blockedCheckout(url, server.httpPort, new TextEncoder().encode(JWT_SECRET));
+    await expectBoundedStop(server);
+    // Postgres removes it when it has ended in order.
+    expect(existsSync(join(dataDir, "postgres/postmaster.pid"))).toBe(false);
+    expect(existsSync(join(dataDir, "lock"))).toBe(false);
+    await release();
   });
 
   test("logs are JSON on stderr, and stdout holds what is for people", async () => {

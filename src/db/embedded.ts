@@ -21,6 +21,9 @@ const START_TIMEOUT = 60_000;
 const STOP_TIMEOUT = 30_000;
 const MAX_STARTS = 20;
 
+/** Its stop forces itself after a while, three times over. Only then is there nothing to wait for, in milliseconds. */
+export const EMBEDDED_STOP_LIMIT = 3 * STOP_TIMEOUT + 1_000;
+
 /** In DATA_DIR while Postgres runs, readable by its owner only: `psql "$(cat .data/database-url)"`. */
 const URL_FILE = "database-url";
 

@@ -21,6 +21,8 @@ export type OrmOptions = {
 export function ormConfig(options: OrmOptions): Options {
   return {
     clientUrl: options.url,
+    // A name with a typo is a mistake to report, not a database to make.
+    ensureDatabase: false,
     entities: [...options.entities, Answer] as NonNullable<Options["entities"]>,
     extensions: [Migrator],
     pool: { min: 0, max: options.poolSize },
