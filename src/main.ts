@@ -2,23 +2,7 @@
 import { pino } from "pino";
 import { start } from "./app.ts";
 import { readConfig } from "./config.ts";
-
-/** One Ctrl-C in a terminal arrives twice, because npm passes it on. A second one within this time, in ms, is the same. */
-const SAME_PRESS = 1_000;
-
-/** Resolves at the first signal to stop. The second one ends the process at once. */
-function stopSignal(): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  let first: number | undefined;
-  const onSignal = () => {
-    const now = performance.now();
-    first ??= now;
-    if (now - first > SAME_PRESS) process.exit(1);
-    resolve();
-  };
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, onSignal);
-  return promise;
-}
+import { stopSignal } from "./stop-signal.ts";
 
 /** Runs the service until it is told to stop, or can't go on. Returns the exit code: 0 when all of it stopped in time. */
 async function run(): Promise<number> {
