@@ -13,7 +13,7 @@ import { type ConnectError, createContextKey, type HandlerContext } from "@conne
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import { type AccessRule, type Caller, requireOwn, requireRole, type Verifier } from "./auth.ts";
-import { codeName, codeOf, isMapped, toConnectError, toDomainError } from "./error-map.ts";
+import { codeName, codeOf, isMapped, refusalOf, toConnectError } from "./error-map.ts";
 
 type Init = MessageInitShape<DescMethodUnary["output"]>;
 
@@ -102,7 +102,8 @@ export class Call {
   }
 
   /**
-   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not even read.
+   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not decoded; behind the
+   * gRPC door its bytes have been received by then, up to the size limit.
    * @throws DomainError SHUTTING_DOWN, TOKEN_MISSING, TOKEN_INVALID, ISSUER_UNAVAILABLE, ROLE_REQUIRED
    */
   authorize(authorization: string | undefined): undefined | Promise<undefined> {
@@ -185,7 +186,7 @@ export class Call {
   /** Records that the call was refused, and makes the error that the caller gets. */
   refuse(error: unknown): ConnectError {
     if (isMapped(error)) return error;
-    const refusal = toDomainError(error);
+    const refusal = refusalOf(error);
     const internal = refusal.reason === "INTERNAL";
     if (this.#end() || internal) {
       const line = { ...this.#line(codeName(codeOf(refusal.reason))), reason: refusal.reason };

@@ -17,7 +17,7 @@ import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import type { Call, Rpc } from "./call.ts";
 import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { encodeStatus, toConnectError, toDomainError } from "./error-map.ts";
+import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
 import { encodeAnswer } from "./handler.ts";
@@ -156,7 +156,7 @@ function explain(log: Logger): ServerInterceptor {
     const send = call.sendStatus;
     call.sendStatus = (status) => {
       if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
-      const refusal = toDomainError(new ConnectError(status.details ?? "", status.code as number));
+      const refusal = refusalOf(new ConnectError(status.details ?? "", status.code as number));
       if (refusal.reason === "INTERNAL") return send.call(call, status);
       // A call past its deadline has run, and is in the log already.
       if (refusal.reason !== "DEADLINE_EXCEEDED")
