@@ -60,10 +60,15 @@ export function shuttingDown(): DomainError {
 /** Enough to find the mistake; a batch of a thousand wrong ids need not come back as a thousand lines. */
 const MAX_VIOLATIONS = 100;
 
+/** The rules quote what they forbid, the NUL character too; no terminal and no log gets that as it is. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 function argumentInvalid(violations: readonly Violation[]): DomainError {
   const fields = violations.slice(0, MAX_VIOLATIONS).map((violation) => ({
     field: pathToString(violation.field),
-    description: violation.message,
+    description: printable(violation.message),
   }));
   const [first] = fields;
   const message = first?.field ? `${first.field}: ${first.description}` : (first?.description ?? "invalid request");

@@ -67,6 +67,17 @@ test("a request that breaks the contract is ARGUMENT_INVALID with every wrong fi
   });
 });
 
+test("a refusal of a control character names it and does not hold it", async () => {
+  const server = await startServer();
+  await throughEachDoor(server, async (door) => {
+    const refusal = await door.unary(createUser, { requestId: "1", name: "A\0" }, options).catch((error) => error);
+    expect(refusal.reason).toBe("ARGUMENT_INVALID");
+    const description = expect.stringMatching(/^\P{Cc}*`\\u0000`\P{Cc}*$/u);
+    expect(refusal.violations).toEqual([{ field: "name", description }]);
+    expect(refusal.message).toBe(`name: ${refusal.violations[0].description}`);
+  });
+});
+
 test("a refusal of the domain arrives with its reason, facts, and when to try again", async () => {
   const getUser = () => {
     throw new DomainError("OVERLOADED", "too many orders are waiting", { waiting: "512" }, { retryAfterMs: 1_250 });
