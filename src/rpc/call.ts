@@ -81,13 +81,32 @@ function isThenable<T>(work: T | PromiseLike<T>): work is PromiseLike<T> {
 
 const SANE_REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
+/** The id that a call has in the log and in its answer: from the header `x-request-id` when that is sane, else made here. */
+export function requestIdOf(header: unknown): string {
+  return typeof header === "string" && SANE_REQUEST_ID.test(header) ? header : randomUUIDv7();
+}
+
+/** What came in and may become a call of an RPC, or of none. */
+export type Arrival = Readonly<{
+  requestId: string;
+  /** The path as it was sent, without its first slash. */
+  rpc: string;
+  /** As performance.now() counts. */
+  beganMs: number;
+}>;
+
+/** The part that all log lines of calls share. */
+export function logLine({ requestId, rpc, beganMs }: Arrival, code: string) {
+  const durationMs = Math.round((performance.now() - beganMs) * 1_000) / 1_000;
+  return { request_id: requestId, rpc, code, duration_ms: durationMs };
+}
+
 /**
  * One call on its way through the pipeline: access, validation, the handler, and exactly one ending with one log line.
  * The doors drive it; whatever goes wrong on the way they hand to `refuse`, and send what it returns.
  */
 export class Call {
   readonly rpc: Rpc;
-  /** For the log: from the header `x-request-id` when that is sane, else made here. */
   readonly requestId: string;
   caller: Caller | undefined;
   /** Whether the request was read and accepted, and the handler has been started. */
@@ -101,7 +120,7 @@ export class Call {
   constructor(house: House, rpc: Rpc, requestId: string | null | undefined) {
     this.#house = house;
     this.rpc = rpc;
-    this.requestId = requestId && SANE_REQUEST_ID.test(requestId) ? requestId : randomUUIDv7();
+    this.requestId = requestIdOf(requestId);
     house.open.add(this);
     if (rpc.method.methodKind === "unary") house.running++;
   }
@@ -209,12 +228,7 @@ export class Call {
   }
 
   #line(code: string): Record<string, unknown> {
-    return {
-      request_id: this.requestId,
-      rpc: this.rpc.name,
-      code,
-      duration_ms: Math.round((performance.now() - this.#beganMs) * 1_000) / 1_000,
-      caller: this.caller?.subject,
-    };
+    const { requestId, rpc } = this;
+    return { ...logLine({ requestId, rpc: rpc.name, beganMs: this.#beganMs }, code), caller: this.caller?.subject };
   }
 }
