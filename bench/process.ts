@@ -24,21 +24,29 @@ export function start(program: string, args: readonly string[], options: SpawnOp
   return keep(spawn(program, args, options));
 }
 
+/** What modules have said and nobody has read: two messages may arrive before the first is dealt with. */
+const inboxes = new WeakMap<ChildProcess, unknown[]>();
+
 /** Starts a module of this folder with a channel to it. */
 export function startModule(path: string, args: readonly string[] = []): ChildProcess {
-  return keep(fork(path, args, { execArgv: [], stdio: ["ignore", "inherit", "inherit", "ipc"] }));
+  const child = keep(fork(path, args, { execArgv: [], stdio: ["ignore", "inherit", "inherit", "ipc"] }));
+  const inbox: unknown[] = [];
+  inboxes.set(child, inbox);
+  child.on("message", (message) => inbox.push(message));
+  return child;
 }
 
-/** Waits for the next message. @throws Error when the process ends instead */
+/** The next message of a module. @throws Error when the process ends instead */
 export async function nextMessage<T>(child: ChildProcess, name: string): Promise<T> {
-  const { promise, resolve, reject } = Promise.withResolvers<T>();
-  const onMessage = (message: unknown) => resolve(message as T);
+  const inbox = inboxes.get(child) ?? [];
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
   const onExit = (code: number | null, signal: string | null) => reject(new Error(`${name} ended (${signal ?? code})`));
-  child.on("message", onMessage).on("exit", onExit);
+  child.on("message", resolve).on("exit", onExit);
   try {
-    return await promise;
+    if (inbox.length === 0) await promise;
+    return inbox.shift() as T;
   } finally {
-    child.off("message", onMessage).off("exit", onExit);
+    child.off("message", resolve).off("exit", onExit);
   }
 }
 

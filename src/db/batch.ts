@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Pool } from "pg";
 import { DomainError } from "../error.ts";
 import { type Command, Replayed, type Touch, type Write } from "./command.ts";
-import { isConflict, isDuplicate, isUnavailable, toDomainError } from "./conflict.ts";
+import { isConflict, isDuplicate, isLockTimeout, isUnavailable, toDomainError } from "./conflict.ts";
 import { answerBefore, answerOf, answerTouch } from "./idempotency.ts";
 import { Rows, type Tables, UntouchedRows } from "./rows.ts";
 import { Session } from "./session.ts";
@@ -21,12 +21,19 @@ const STORM = 1_000;
 export type Isolation = "repeatable read" | "read committed";
 
 /**
- * Rows are always found by index. A plan made while a table is empty would read it from end to end, and being prepared it
- * would do so until somebody analyses the table. Nested loops also keep updates in the order of their keys.
+ * For one transaction. Rows are always found by index: a plan made while a table is empty would read it from end to end,
+ * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
+ * their keys. And a row that somebody outside keeps locked holds a batch up for a second, not for ever.
  */
-const BY_INDEX =
-  "select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), " +
-  "set_config('enable_mergejoin', 'off', true)";
+const SETTINGS = `select ${Object.entries({
+  enable_seqscan: "off",
+  enable_hashjoin: "off",
+  enable_mergejoin: "off",
+  lock_timeout: "1s",
+  idle_in_transaction_session_timeout: "30s",
+})
+  .map(([name, value]) => `set_config('${name}', '${value}', true)`)
+  .join(", ")}`;
 
 /** A command that waits for its answer. */
 export type Pending = {
@@ -81,7 +88,8 @@ export class BatchRunner {
       try {
         outcomes = await this.#attempt(batch, locked);
       } catch (error) {
-        const stuck = isDuplicate(error) && attempt >= MAX_DUPLICATES;
+        // Some command of the batch causes it each time: the others need not wait for that one.
+        const stuck = isLockTimeout(error) || (isDuplicate(error) && attempt >= MAX_DUPLICATES);
         if (isConflict(error) && attempt < MAX_ATTEMPTS && !(stuck && batch.length > 1)) {
           observer.conflicted?.({ size: batch.length, attempt });
           this.#stormUntil = performance.now() + STORM;
@@ -118,8 +126,8 @@ export class BatchRunner {
       const touches = batch.flatMap((pending) => pending.touches);
       const answers = batch.flatMap(({ write }) => (write ? [answerTouch(write)] : []));
       // Answers come behind the locks: a twin of a request that held them has committed its answer by then.
-      if (locked) await rows.loadLocked(session, touches, answers, ["begin isolation level read committed", BY_INDEX]);
-      else await rows.load(session, [...touches, ...answers], [`begin isolation level ${isolation}`, BY_INDEX]);
+      if (locked) await rows.loadLocked(session, touches, answers, ["begin isolation level read committed", SETTINGS]);
+      else await rows.load(session, [...touches, ...answers], [`begin isolation level ${isolation}`, SETTINGS]);
       const outcomes = batch.map((pending) => decide(pending, rows));
       await session.send([...rows.changes(), "commit"]);
       return outcomes;

@@ -18,15 +18,22 @@ function hasCode(error: unknown, matches: (code: string) => boolean): boolean {
 
 /** A unique index that somebody else filled first. */
 const DUPLICATE = "23505";
+/** Somebody holds a row for longer than a unit of work waits. */
+const LOCK_TIMEOUT = "55P03";
 /**
- * Serialization failure, deadlock, duplicate, and the division by zero with which an update fails whose versions were
+ * Serialization failure, deadlock, duplicate, lock timeout, and the division by zero with which an update fails whose versions were
  * old. https://www.postgresql.org/docs/18/errcodes-appendix.html
  */
-const CONFLICTS = new Set(["40001", "40P01", DUPLICATE, "22012"]);
+const CONFLICTS = new Set(["40001", "40P01", DUPLICATE, "22012", LOCK_TIMEOUT]);
 
 /** Whether the unit of work lost against another one, so that running it again on fresh data makes sense. */
 export function isConflict(error: unknown): boolean {
   return hasCode(error, (code) => CONFLICTS.has(code));
+}
+
+/** Whether a row was locked by somebody for longer than a unit of work waits. */
+export function isLockTimeout(error: unknown): boolean {
+  return hasCode(error, (code) => code === LOCK_TIMEOUT);
 }
 
 /** Whether a unique index was filled already: by somebody else, or by another command of the same batch. */
@@ -42,7 +49,7 @@ function isUnavailableCode(code: string): boolean {
 }
 
 const LOST_CONNECTION =
-  /connection terminated|timeout exceeded when trying to connect|client has encountered a connection/i;
+  /connection terminated|query read timeout|timeout exceeded when trying to connect|client has encountered a connection/i;
 
 /** Whether the database could not be reached, so that nobody knows what became of the transaction. */
 export function isUnavailable(error: unknown): boolean {

@@ -5,8 +5,12 @@ import { touchId } from "./rows.ts";
 
 /** The most commands in one transaction. */
 const MAX_BATCH = 128;
-/** The most transactions at a time: while one is written, the next one is decided. */
+/** The most transactions that go on at a time: while one is written, the next one is decided. */
 const MAX_RUNNING = 2;
+/** A transaction that takes longer, in milliseconds, waits for somebody: it makes room for another one. */
+const SLOW = 250;
+/** The most such transactions at a time. */
+const MAX_SLOW = 4;
 /** The most commands that wait; whoever comes then is told to come back. */
 const MAX_QUEUED = 10_000;
 /** In milliseconds. */
@@ -38,6 +42,10 @@ export class GroupCommit {
   readonly #maxQueued: number;
   #queue: Queued[] = [];
   #running = 0;
+  #slow = 0;
+  /** So many at the head of the queue are known to wait for a running batch, and hold back who touches these rows. */
+  #blocked = 0;
+  readonly #heldBack = new Set<string>();
   /** Rows of the batches that run. */
   readonly #busy = new Set<string>();
   #scheduled = false;
@@ -82,35 +90,50 @@ export class GroupCommit {
     this.#running += 1;
     const keys = batch.flatMap((queued) => queued.keys);
     for (const key of keys) this.#busy.add(key);
+    let slow = false;
+    const timer = setTimeout(() => {
+      if (this.#slow === MAX_SLOW) return;
+      slow = true;
+      this.#slow += 1;
+      this.#running -= 1;
+      this.#schedule();
+    }, SLOW);
     try {
       await this.#options.run(batch.map(({ pending }) => pending));
     } finally {
+      clearTimeout(timer);
       for (const key of keys) this.#busy.delete(key);
-      this.#running -= 1;
+      if (slow) this.#slow -= 1;
+      else this.#running -= 1;
+      this.#blocked = 0;
+      this.#heldBack.clear();
       this.#schedule();
     }
   }
 
-  /** The commands that may run now, out of the queue. */
+  /**
+   * The commands that may run now, out of the queue. Only those are looked at that have come since it was last gone
+   * through; when a batch has ended, all.
+   */
   #take(): Queued[] {
     const batch: Queued[] = [];
-    const waiting: Queued[] = [];
-    const heldBack = new Set<string>();
+    const candidates = this.#queue.splice(this.#blocked);
     let position = 0;
-    for (; position < this.#queue.length && batch.length < this.#maxBatch; position += 1) {
-      const queued = this.#queue[position] as Queued;
+    for (; position < candidates.length && batch.length < this.#maxBatch; position += 1) {
+      const queued = candidates[position] as Queued;
       const { pending, keys } = queued;
       if (pending.write?.signal.aborted) {
         pending.reject(pending.write.signal.reason);
-      } else if (keys.some((key) => this.#busy.has(key) || heldBack.has(key))) {
-        for (const key of keys) heldBack.add(key);
-        waiting.push(queued);
+      } else if (keys.some((key) => this.#busy.has(key) || this.#heldBack.has(key))) {
+        for (const key of keys) this.#heldBack.add(key);
+        this.#queue.push(queued);
       } else {
         this.#options.observer.waited?.(performance.now() - queued.since);
         batch.push(queued);
       }
     }
-    this.#queue = [...waiting, ...this.#queue.slice(position)];
+    this.#blocked = this.#queue.length;
+    for (; position < candidates.length; position += 1) this.#queue.push(candidates[position] as Queued);
     return batch;
   }
 }

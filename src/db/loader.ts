@@ -3,7 +3,7 @@ import type { Pool } from "pg";
 import type { Key, RowClass } from "./command.ts";
 import { toDomainError } from "./conflict.ts";
 import { type Tables, touchId } from "./rows.ts";
-import { driverTypes } from "./table.ts";
+import { queryOf } from "./session.ts";
 
 /** The most keys in one query. */
 const MAX_KEYS = 500;
@@ -60,8 +60,8 @@ export class Loader {
     // Without its name it is planned each time: a plan that was prepared on an empty table stays bad when it grows.
     const { text, values } = table.select(shape, unique);
     try {
-      const result = await this.#pool.query({ text, values: [...values], rowMode: "array", types: driverTypes });
-      return (result.rows as unknown[][]).map((row) => table.hydrate(row) as Row);
+      const result = await this.#pool.query<unknown[]>(queryOf({ text, values }));
+      return result.rows.map((row) => table.hydrate(row) as Row);
     } catch (error) {
       throw toDomainError(error);
     }

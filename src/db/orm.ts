@@ -25,7 +25,13 @@ export function ormConfig(options: OrmOptions): Options {
     extensions: [Migrator],
     pool: { min: 0, max: options.poolSize },
     // A database that does not answer is reported while the caller still waits.
-    driverOptions: { connectionTimeoutMillis: 5_000, pipeline: true, onPoolCreated: discardLostConnections },
+    driverOptions: {
+      connectionTimeoutMillis: 5_000,
+      keepAlive: true,
+      keepAliveInitialDelayMillis: 10_000,
+      pipeline: true,
+      onPoolCreated: discardLostConnections,
+    },
     migrations: {
       path: join(import.meta.dirname, "migrations"),
       glob: "*.ts",

@@ -1,5 +1,14 @@
-import type { Pool, PoolClient, QueryResult } from "pg";
+import type { Pool, PoolClient, QueryArrayConfig, QueryArrayResult } from "pg";
 import { driverTypes, type Statement } from "./table.ts";
+
+/** A database that says nothing for so long, in milliseconds, is gone, and the connection with it. */
+const SILENCE = 15_000;
+
+/** What the driver gets: rows as arrays, its own parsers, and an end to waiting. */
+export function queryOf({ text, name, values = [] }: Partial<Statement> & { text: string }): QueryArrayConfig {
+  const config = { text, values: [...values], rowMode: "array" as const, types: driverTypes, query_timeout: SILENCE };
+  return name === undefined ? config : { ...config, name };
+}
 
 /** Rows as arrays of column values. */
 export type ResultRows = unknown[][];
@@ -19,7 +28,7 @@ export class Session {
     try {
       return await work(new Session(client));
     } catch (error) {
-      await client.query("rollback").catch((failure: Error) => {
+      await client.query(queryOf({ text: "rollback" })).catch((failure: Error) => {
         broken = failure;
       });
       throw error;
@@ -40,9 +49,7 @@ export class Session {
     });
   }
 
-  #query(statement: Statement | string): Promise<QueryResult<unknown[]>> {
-    if (typeof statement === "string") return this.#client.query({ text: statement, rowMode: "array" });
-    const { name, text, values } = statement;
-    return this.#client.query({ name, text, values: [...values], rowMode: "array", types: driverTypes });
+  #query(statement: Statement | string): Promise<QueryArrayResult<unknown[]>> {
+    return this.#client.query(queryOf(typeof statement === "string" ? { text: statement } : statement));
   }
 }

@@ -68,6 +68,9 @@ export class Ranking {
    * may be more. Of several replicas one does it at a time, the others pass.
    */
   async project(): Promise<boolean> {
+    // Looked for first: counting takes a lock, and an idle service should not write.
+    const [{ waiting } = { waiting: false }] = await this.#db.read((em) => em.execute<{ waiting: boolean }[]>(WAITING));
+    if (!waiting) return false;
     const [row] = await this.#db.maintain((em) => em.execute<{ events: number }[]>(PROJECT, [BATCH]));
     return row?.events === BATCH;
   }
@@ -98,6 +101,10 @@ const TOP = {
       join variant v on v.id = t.variant_id
      order by t.units desc, t.variant_id`,
 };
+
+const WAITING = `
+  select exists (select 1 from event e where (e.xid, e.id) > (p.xid, p.event_id)) as waiting
+    from ranking_position p where p.name = 'sales'`;
 
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind

@@ -1,12 +1,13 @@
 /** Two processes on one database: what catches a row that somebody else has changed in between. */
 import { randomUUIDv7 } from "node:crypto";
 import { describe, expect, test } from "vitest";
+import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Cart, CartItem } from "../../src/cart/cart.entity.ts";
 import type { Isolation } from "../../src/db/batch.ts";
 import { type Tx, touch } from "../../src/db/command.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
-import { addVariants, hold, open, stocksOf, takeOne } from "./harness.ts";
+import { addVariants, addWallet, hold, open, stocksOf, takeOne } from "./harness.ts";
 
 const url = await createDatabase();
 
@@ -35,15 +36,14 @@ describe("the version, at READ COMMITTED", () => {
   test("keeps every update of two processes that change the same two rows", async () => {
     const [p, q] = [await open(url, { isolation: "read committed" }), await open(url, { isolation: "read committed" })];
     const ids = await addVariants(p.db, 10, 10);
-    const { userId, variantIds } = await addCart(p.db, 1);
-    const [variantId = ""] = variantIds;
-    // Q writes both variants and then waits for the cart item, with its transaction open.
-    const held = await hold(url, "select 1 from cart_item where user_id = $1 for update", userId);
+    const userId = await addWallet(p.db, 100n);
+    // Q writes both variants and then waits for the wallet, with its transaction open.
+    const held = await hold(url, "select 1 from wallet where user_id = $1 for update", userId);
     const slow = takeOne(ids);
     const second = q.db.apply({
-      touches: [...(slow.touches as []), touch(CartItem, { userId, variantId })],
+      touches: [...(slow.touches as []), touch(Wallet, { userId })],
       decide: (tx) => {
-        raise(tx, userId, variantId);
+        tx.get(Wallet, { userId }).balance += 1n;
         return slow.decide(tx);
       },
     });

@@ -25,7 +25,8 @@ beforeEach(async () => {
   ({ db, seen } = await open(url));
   userId = await addWallet(db, 100n);
   [id = ""] = await addVariants(db, 50);
-  variantIds = Array.from({ length: 4 }, () => randomUUIDv7());
+  // Sorted: items are found in the order of their key.
+  variantIds = Array.from({ length: 4 }, () => randomUUIDv7()).sort();
   await db.apply({
     touches: [],
     decide: (tx) => {

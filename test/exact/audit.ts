@@ -1,6 +1,6 @@
 /** The database of a test as an auditor sees it: plain SQL beside the service. */
 import { Pool } from "pg";
-import { afterAll, expect } from "vitest";
+import { afterAll, expect, vi } from "vitest";
 import { broken, type InitialStocks, RANKING_BEHIND } from "../support/invariants.ts";
 
 const pools: Pool[] = [];
@@ -19,8 +19,18 @@ export async function value<T>(database: Pool, sql: string, ...values: unknown[]
   return rows[0]?.[0] as T;
 }
 
+/** Waits until the ranking has counted all events: the servers do so, or `project` does. */
+export async function rankingCaughtUp(database: Pool, project: () => Promise<unknown> = async () => {}): Promise<void> {
+  // Events wait for the transactions of the whole cluster, those of other tests included.
+  const catchUp = async () => {
+    await project();
+    expect((await database.query(RANKING_BEHIND)).rows).toEqual([]);
+  };
+  await vi.waitFor(catchUp, { timeout: 10_000, interval: 10 });
+}
+
 /** Expects that nothing is broken, once the ranking has caught up. */
 export async function expectExact(database: Pool, stocks: InitialStocks): Promise<void> {
-  await expect.poll(() => database.query(RANKING_BEHIND).then(({ rows }) => rows), { timeout: 10_000 }).toEqual([]);
+  await rankingCaughtUp(database);
   expect(await broken(database, stocks)).toEqual([]);
 }

@@ -6,7 +6,7 @@ import { randomUUID } from "node:crypto";
 import pg, { type DatabaseError, type Pool, type PoolClient } from "pg";
 import { beforeAll, describe, expect, test, vi } from "vitest";
 import { createDatabase } from "../support/database.ts";
-import { openDatabase } from "./audit.ts";
+import { openDatabase, rankingCaughtUp } from "./audit.ts";
 import { callOf, newShop, openReplica, type Replica } from "./verbs.ts";
 
 let database: Pool;
@@ -24,7 +24,7 @@ async function fill(): Promise<void> {
   await replica.carts.addItem(callOf(), { userId, variantId, quantity: 1, rejectPresent: false });
   const lines = [{ variantId, quantity: 1 }];
   await replica.orders.checkout(callOf(), { userId, lines, fromCart: false, issuedCouponId, expectedTotal: undefined });
-  while (await replica.ranking.project());
+  await rankingCaughtUp(database, () => replica.ranking.project());
 }
 
 beforeAll(async () => {

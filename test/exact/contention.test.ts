@@ -5,7 +5,7 @@ import { Replayed } from "../../src/db/command.ts";
 import { DomainError } from "../../src/error.ts";
 import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
-import { openDatabase, value } from "./audit.ts";
+import { openDatabase, rankingCaughtUp, value } from "./audit.ts";
 import { callOf, newShop, openReplica, type Replica } from "./verbs.ts";
 
 const CALLERS = 32;
@@ -34,7 +34,7 @@ async function contend(call: Call): Promise<void> {
     }
   };
   await Promise.all(Array.from({ length: CALLERS }, caller));
-  while (await replicas[0]?.ranking.project());
+  await rankingCaughtUp(database, async () => replicas[0]?.ranking.project());
 }
 
 type Shop = Awaited<ReturnType<typeof newShop>> & { orderIds: string[] };

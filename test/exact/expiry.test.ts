@@ -7,7 +7,7 @@ import { PaymentMethod } from "../../gen/shop/v1/payment_pb.ts";
 import { DomainError } from "../../src/error.ts";
 import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
-import { expectExact, openDatabase, value } from "./audit.ts";
+import { expectExact, openDatabase, rankingCaughtUp, value } from "./audit.ts";
 import { GrpcClient, tally } from "./clients.ts";
 import { clientsOf, fresh, many, newCoupon, newUser, newVariant, type Stocks, serverOn, tokenOf } from "./shop.ts";
 import { callOf, newShop, ORDER_TTL, openReplica, type Replica } from "./verbs.ts";
@@ -100,6 +100,6 @@ test("pay, cancel and expire at once end in one state that one of their orders l
     expect(legal).toContain(await race(replicas, userId, variantId));
   }
   expect(await value(database, "select balance::int from wallet where user_id = $1", userId)).toBe(1_000);
-  while (await replicas[0]?.ranking.project());
+  await rankingCaughtUp(database, async () => replicas[0]?.ranking.project());
   expect(await broken(database, { [variantId]: 40 })).toEqual([]);
 });

@@ -8,7 +8,7 @@ import type { Pool } from "pg";
 import { beforeAll, expect, test } from "vitest";
 import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
-import { openDatabase } from "./audit.ts";
+import { openDatabase, rankingCaughtUp } from "./audit.ts";
 import { type Action, type After, adviceOf, after, emptyModel, MAX_BALANCE, type Model, type Step } from "./model.ts";
 import { openReplica, type Replica } from "./verbs.ts";
 import { type Stored, World } from "./world.ts";
@@ -192,7 +192,7 @@ const foundBefore = new Set<string>();
 async function newlyBroken(): Promise<string[]> {
   now += 20 * 60_000;
   await replicas[0]?.orders.expireOverdue(10_000);
-  while (await replicas[0]?.ranking.project());
+  await rankingCaughtUp(database, async () => replicas[0]?.ranking.project());
   const found = (await broken(database)).filter((id) => !foundBefore.has(id));
   for (const id of found) foundBefore.add(id);
   return found;

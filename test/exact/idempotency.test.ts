@@ -13,9 +13,8 @@ import { ProductService } from "../../gen/shop/v1/product_pb.ts";
 import { RankingService } from "../../gen/shop/v1/ranking_pb.ts";
 import { UserService } from "../../gen/shop/v1/user_pb.ts";
 import { createDatabase } from "../support/database.ts";
-import { RANKING_BEHIND } from "../support/invariants.ts";
 import type { Server } from "../support/processes.ts";
-import { openDatabase, value } from "./audit.ts";
+import { openDatabase, rankingCaughtUp, value } from "./audit.ts";
 import { doors, GrpcClient, type RawAnswer, reasonOf } from "./clients.ts";
 import { type Clients, clientsOf, fresh, newUser, newVariant, serverOn, tokenOf } from "./shop.ts";
 
@@ -37,7 +36,7 @@ type Sent = { rpc: string; answer: RawAnswer; again: () => Promise<RawAnswer>; o
 
 /** Everything that is stored, in one hash. */
 async function contents(): Promise<string> {
-  await expect.poll(() => database.query(RANKING_BEHIND).then(({ rows }) => rows), { timeout: 10_000 }).toEqual([]);
+  await rankingCaughtUp(database);
   const { rows } = await database.query<{ name: string }>(
     "select table_name as name from information_schema.tables where table_schema = 'public' order by 1",
   );
