@@ -10,7 +10,7 @@ const SAME_PRESS = 1_000;
  * Log lines go out in blocks of this many bytes, or after `periodicFlush` ms: a write for each call would cost a tenth of
  * the CPU. A fatal line goes out at once, and with it all before it.
  */
-const logFile = pino.destination({ dest: 2, sync: false, minLength: 4_096, periodicFlush: 100 });
+const logFile = pino.destination({ dest: 2, sync: false, minLength: 8_192, periodicFlush: 100 });
 
 /** Resolves when no write of the log is under way: the exit would cut it off. What is left then, pino writes at the exit. */
 function logSettled(): Promise<void> {
