@@ -103,7 +103,7 @@ const issuedSchema = defineEntity({
     userId: p.uuid().primary(),
     id: p.uuid().primary(),
     couponId: p.uuid(),
-    /** 1 for the user's first piece of this coupon, 2 for the second: unique, so the limit holds in the database too. */
+    /** 1 for the user's first piece of this coupon, 2 for the second: unique, so two claims at once can't both be the second. */
     ordinal: p.integer(),
     ...terms(),
     /** The order that used it; null while it is free. */
