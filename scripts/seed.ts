@@ -10,6 +10,7 @@ import { readConfig } from "../src/config.ts";
 import { openEmbeddedPostgres } from "../src/db/embedded.ts";
 import { createOrm, migrate } from "../src/db/orm.ts";
 import { demoSize, loadShop } from "../src/demo.ts";
+import { stopSignal } from "../src/stop-signal.ts";
 
 const WIDTH = 40;
 
@@ -29,6 +30,9 @@ function drawProgress(done: number, total: number): void {
 }
 
 async function main(): Promise<void> {
+  const stopping = new AbortController();
+  // Looked at between steps, each of which is short: what was started by then is stopped in order.
+  void stopSignal().then(() => stopping.abort(new Error("stopped; what was loaded by then stays")));
   const { values } = parseArgs({
     options: { products: { type: "string" }, users: { type: "string" }, coupons: { type: "string" } },
   });
@@ -44,9 +48,13 @@ async function main(): Promise<void> {
     : await openEmbeddedPostgres({ dataDir: config.dataDir, log });
   const orm = await createOrm({ url: postgres.url, poolSize: 2, entities });
   try {
+    stopping.signal.throwIfAborted();
     await migrate(orm);
     const start = performance.now();
-    await loadShop(orm, size, drawProgress);
+    await loadShop(orm, size, (done, total) => {
+      drawProgress(done, total);
+      stopping.signal.throwIfAborted();
+    });
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     console.log(`\n${size.products} products, ${size.users} users, ${size.coupons} coupons in ${seconds} s`);
   } finally {

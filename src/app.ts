@@ -26,7 +26,7 @@ import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
 import { every, type Job } from "./db/job.ts";
 import { createOrm, migrate } from "./db/orm.ts";
-import { demoSize, isEmpty, loadShop } from "./demo.ts";
+import { loadDemo } from "./demo.ts";
 import { Order, OrderLine } from "./order/order.entity.ts";
 import { orderHandler } from "./order/order.handler.ts";
 import { Orders } from "./order/order.service.ts";
@@ -142,7 +142,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const orm = await createOrm({ url, poolSize: config.databasePool, entities });
   started.add("database connections", () => orm.close());
   await migrate(orm);
-  if (config.demo === "auto" && (await isEmpty(orm))) await loadShop(orm, demoSize);
+  if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
   const orders = new Orders(db, config.orderTtlMs);

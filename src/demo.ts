@@ -1,6 +1,6 @@
 /** Fills a database with a shop: a small one to try things with, or one of any size to measure with. */
 import { randomUUIDv7 } from "node:crypto";
-import type { MikroORM } from "@mikro-orm/postgresql";
+import type { EntityManager, MikroORM } from "@mikro-orm/postgresql";
 
 export type ShopSize = Readonly<{ products: number; users: number; coupons: number }>;
 
@@ -19,32 +19,47 @@ const FORMS = [["Standard"], ["S", "M", "L"], ["Black", "White"], ["Small", "Lar
 
 const pick = <T>(list: readonly T[], index: number): T => list[index % list.length] as T;
 
+/** Any number that all replicas agree on: the advisory lock under which one of them loads the demo shop. */
+const DEMO_LOCK = 7_304_014;
+
 /** Whether nobody has registered and nothing is for sale. */
-export async function isEmpty(orm: MikroORM): Promise<boolean> {
-  const [row] = await orm.em
-    .fork()
-    .execute<{ empty: boolean }[]>(
-      "select not exists (select 1 from product) and not exists (select 1 from shop_user) as empty",
-    );
+async function isEmpty(em: EntityManager): Promise<boolean> {
+  const [row] = await em.execute<{ empty: boolean }[]>(
+    "select not exists (select 1 from product) and not exists (select 1 from shop_user) as empty",
+  );
   return row?.empty === true;
 }
 
-/** Adds a shop of that size to what is there. Each chunk is a transaction of its own. */
-export async function loadShop(orm: MikroORM, size: ShopSize, progress: Progress = () => {}): Promise<void> {
+/** Loads the demo shop into a database that is empty: once, whoever else does so at the same time, and whole or not at all. */
+export async function loadDemo(orm: MikroORM): Promise<void> {
+  await orm.em.fork().transactional(async (em) => {
+    await em.execute("select pg_advisory_xact_lock(?)", [DEMO_LOCK]);
+    if (await isEmpty(em)) await load(demoSize, (statement, rows) => em.execute(statement, rows));
+  });
+}
+
+/** Adds a shop of that size to what is there. Each chunk is a transaction of its own; progress may end it by throwing. */
+export async function loadShop(orm: MikroORM, size: ShopSize, progress: Progress): Promise<void> {
+  await load(size, (statement, rows) => orm.em.fork().transactional((em) => em.execute(statement, rows)), progress);
+}
+
+type Insert = (statement: string, parameters: [string]) => Promise<unknown>;
+
+async function load(size: ShopSize, insert: Insert, progress: Progress = () => {}): Promise<void> {
   const total = size.products + size.users + size.coupons;
   let done = 0;
-  const load = async (count: number, statement: string, rowOf: (index: number) => object) => {
+  const insertAll = async (count: number, statement: string, rowOf: (index: number) => object) => {
     for (let start = 0; start < count; start += CHUNK) {
       const length = Math.min(CHUNK, count - start);
       const rows = Array.from({ length }, (_, offset) => rowOf(start + offset));
-      await orm.em.fork().transactional((em) => em.execute(statement, [JSON.stringify(rows)]));
+      await insert(statement, [JSON.stringify(rows)]);
       done += length;
       progress(done, total);
     }
   };
-  await load(size.products, INSERT_PRODUCTS, productRow);
-  await load(size.users, INSERT_USERS, userRow);
-  await load(size.coupons, INSERT_COUPONS, couponRow);
+  await insertAll(size.products, INSERT_PRODUCTS, productRow);
+  await insertAll(size.users, INSERT_USERS, userRow);
+  await insertAll(size.coupons, INSERT_COUPONS, couponRow);
 }
 
 function productRow(index: number): object {

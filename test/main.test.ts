@@ -181,6 +181,26 @@ describe("a stop", () => {
     await release();
   });
 
+  test("every call is in the log, and once, however soon after it the stop comes", async () => {
+    const server = await startServer({ databaseUrl, env });
+    const calls = Array.from({ length: 300 }, (_, i) =>
+      fetch(`http://127.0.0.1:${server.httpPort}/shop.v1.UserService/GetUser`, {
+        method: "POST",
+        headers: { "content-type": "application/json", "x-request-id": `call-${i}` },
+        body: "{}",
+      }),
+    );
+    for (const call of calls) expect((await call).status).toBe(401);
+    const { stderr } = await server.stop();
+    const lines = stderr
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    const ids = lines.flatMap(({ msg, request_id }) => (msg === "call" ? request_id : []));
+    expect(ids.sort()).toEqual(calls.map((_, i) => `call-${i}`).sort());
+    expect(lines.at(-1)).toMatchObject({ msg: "stopped" });
+  });
+
   test("logs are JSON on stderr, and stdout holds what is for people", async () => {
     const server = await startServer({ databaseUrl, env });
     const { stdout, stderr } = await server.stop();

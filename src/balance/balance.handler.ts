@@ -1,14 +1,10 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
-import {
-  type BalanceSchema,
-  BalanceService,
-  LedgerKind as Kind,
-  type LedgerEntrySchema,
-} from "../../gen/shop/v1/balance_pb.ts";
+import { BalanceService, LedgerKind as Kind, type LedgerEntrySchema } from "../../gen/shop/v1/balance_pb.ts";
 import { write } from "../rpc/handler.ts";
-import type { LedgerEntry, LedgerKind, Wallet } from "./balance.entity.ts";
+import type { LedgerEntry, LedgerKind } from "./balance.entity.ts";
+import { toBalance } from "./balance.message.ts";
 import type { Balances } from "./balance.service.ts";
 
 export function balanceHandler(balances: Balances): ServiceImpl<typeof BalanceService> {
@@ -26,10 +22,6 @@ export function balanceHandler(balances: Balances): ServiceImpl<typeof BalanceSe
       return { entries: items.map(toLedgerEntry), nextPageToken };
     },
   };
-}
-
-export function toBalance(wallet: Wallet): MessageInitShape<typeof BalanceSchema> {
-  return { userId: wallet.userId, amount: wallet.balance };
 }
 
 const kinds = {

@@ -1,11 +1,12 @@
 /** Where the embedded database keeps its files, and how they come to be. */
 import { spawn } from "node:child_process";
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import {
   chmodSync,
   chownSync,
   existsSync,
+  linkSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -46,6 +47,29 @@ function readLocation(dataDir: string): string | undefined {
 }
 
 /**
+ * Writes down a new place for the database of DATA_DIR, and returns the one that holds: of several starts at once, the
+ * first one's. The name says nothing of DATA_DIR, which may be moved, and another be made in its place.
+ */
+function chooseLocation(dataDir: string): string {
+  const file = join(dataDir, LOCATION);
+  const made = `${file}.${process.pid}.new`;
+  const why = "The user postgres can't get into this directory, so its database is in";
+  const directory = join(SYSTEM_DIR, randomBytes(8).toString("hex"));
+  writeFileSync(made, `${why}\n${directory}\n`);
+  try {
+    // A link appears whole or not at all, and never over another file.
+    linkSync(made, file);
+    return directory;
+  } catch (error) {
+    const chosen = (error as NodeJS.ErrnoException).code === "EEXIST" && readLocation(dataDir);
+    if (!chosen) throw error;
+    return chosen;
+  } finally {
+    rmSync(made, { force: true });
+  }
+}
+
+/**
  * Finds where the cluster of DATA_DIR is or shall be.
  *
  * @throws Error when a cluster is there, but out of reach
@@ -62,7 +86,7 @@ export function findHome(dataDir: string, owner: Owner): Home {
       `DATA_DIR ${dataDir} holds a database, but the system user postgres can't get into it: check its modes`,
     );
   }
-  const directory = join(SYSTEM_DIR, createHash("sha256").update(dataDir).digest("hex").slice(0, 16));
+  const directory = chooseLocation(dataDir);
   mkdirSync(directory, { recursive: true, mode: 0o755 });
   chmodSync(SYSTEM_DIR, 0o755);
   chmodSync(directory, 0o755);
@@ -124,14 +148,10 @@ function removeUnfinished(directory: string): void {
  */
 export async function ensureCluster(binaries: Binaries, owner: Owner, home: Home, log: Logger): Promise<string> {
   const passwordFile = join(home.dataDir, PASSWORD);
-  const locationFile = join(home.dataDir, LOCATION);
   const cluster = clusterOf(home);
-  const elsewhere = home.directory !== home.dataDir;
   for (const name of readdirSync(home.directory)) {
     if (name.startsWith(UNFINISHED)) removeUnfinished(join(home.directory, name));
   }
-  // A cluster elsewhere that DATA_DIR does not know of belonged to a DATA_DIR that somebody removed.
-  if (elsewhere && !existsSync(locationFile)) rmSync(cluster, { recursive: true, force: true });
   if (existsSync(cluster)) {
     if (existsSync(passwordFile)) return readFileSync(passwordFile, "utf8").trim();
     throw new Error(`${passwordFile} is gone, and the database closed without it: restore it, or remove DATA_DIR`);
@@ -142,10 +162,6 @@ export async function ensureCluster(binaries: Binaries, owner: Owner, home: Home
   await initdb(binaries, owner, home, unfinished, password);
   rmSync(passwordFile, { force: true });
   writeFileSync(passwordFile, `${password}\n`, { mode: 0o600, flag: "wx" });
-  if (elsewhere) {
-    const why = "The user postgres can't get into this directory, so its database is in";
-    writeFileSync(locationFile, `${why}\n${home.directory}\n`);
-  }
   renameSync(unfinished, cluster);
   return password;
 }

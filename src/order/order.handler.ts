@@ -8,8 +8,8 @@ import {
   OrderService,
   OrderState as State,
 } from "../../gen/shop/v1/order_pb.ts";
-import { toBalance } from "../balance/balance.handler.ts";
-import { paymentMethod, toPayment } from "../payment/payment.handler.ts";
+import { toBalance } from "../balance/balance.message.ts";
+import { paymentMethod, toPayment } from "../payment/payment.message.ts";
 import { write } from "../rpc/handler.ts";
 import type { OrderLine, OrderState } from "./order.entity.ts";
 import type { Orders, OrderWithLines, Purchase } from "./order.service.ts";

@@ -1,15 +1,10 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
-import {
-  PaymentMethod as Method,
-  type PaymentEventSchema,
-  type PaymentSchema,
-  PaymentService,
-  PaymentState as State,
-} from "../../gen/shop/v1/payment_pb.ts";
+import { type PaymentEventSchema, PaymentService } from "../../gen/shop/v1/payment_pb.ts";
 import { write } from "../rpc/handler.ts";
-import type { Payment, PaymentEvent, PaymentMethod, PaymentState } from "./payment.entity.ts";
+import type { PaymentEvent } from "./payment.entity.ts";
+import { paymentMethod, toPayment, toPaymentState } from "./payment.message.ts";
 import type { Payments } from "./payment.service.ts";
 
 export function paymentHandler(payments: Payments): ServiceImpl<typeof PaymentService> {
@@ -36,37 +31,7 @@ export function paymentHandler(payments: Payments): ServiceImpl<typeof PaymentSe
   };
 }
 
-const methods = { BALANCE: Method.BALANCE, EXTERNAL: Method.EXTERNAL } satisfies Record<PaymentMethod, Method>;
-
-/** Undefined when the caller left it open. */
-export function paymentMethod(method: Method): PaymentMethod | undefined {
-  if (method === Method.BALANCE) return "BALANCE";
-  return method === Method.EXTERNAL ? "EXTERNAL" : undefined;
-}
-
-const states = {
-  PENDING: State.PENDING,
-  COMPLETED: State.COMPLETED,
-  FAILED: State.FAILED,
-  REFUNDED: State.REFUNDED,
-} satisfies Record<PaymentState, State>;
-
-export function toPayment(payment: Payment): MessageInitShape<typeof PaymentSchema> {
-  const { id, orderId, userId, amount, refundedAmount } = payment;
-  return {
-    id,
-    orderId,
-    userId,
-    method: methods[payment.method],
-    state: states[payment.state],
-    amount,
-    refundedAmount,
-    createTime: timestampFromDate(payment.createTime),
-    updateTime: timestampFromDate(payment.updateTime),
-  };
-}
-
 function toPaymentEvent(event: PaymentEvent): MessageInitShape<typeof PaymentEventSchema> {
   const { seq, state, amount, cause, createTime } = event;
-  return { seq, state: states[state], amount, cause, createTime: timestampFromDate(createTime) };
+  return { seq, state: toPaymentState(state), amount, cause, createTime: timestampFromDate(createTime) };
 }

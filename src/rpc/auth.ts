@@ -12,7 +12,7 @@ import { LRUCache } from "lru-cache";
 import { access, Role } from "../../gen/shop/v1/access_pb.ts";
 import { DomainError } from "../error.ts";
 
-/** Who calls, as its token says. */
+/** Who calls, as its token says; a subject that is a UUID is in lower case, as ids are. */
 export type Caller = Readonly<{ subject: string; roles: ReadonlySet<Role> }>;
 
 /** Where tokens come from: signed with a secret that we hold, or by an issuer that publishes its keys. */
@@ -41,10 +41,20 @@ function invalid(message: string): DomainError {
   return new DomainError("TOKEN_INVALID", message);
 }
 
-function toCaller(claims: JWTPayload): Caller {
-  const names = claims.roles;
-  if (!claims.sub || claims.sub.length > MAX_SUBJECT || !Array.isArray(names)) throw invalid("the token is malformed");
-  return { subject: claims.sub, roles: new Set(names.flatMap((name) => roleNames[String(name)] ?? [])) };
+const UUID = /^[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/i;
+
+function toCaller({ sub, roles }: JWTPayload): Caller {
+  if (!sub || sub.length > MAX_SUBJECT || !Array.isArray(roles)) throw invalid("the token is malformed");
+  // One user in one spelling, as in requests: of its data, and of the scope of its request ids.
+  const subject = UUID.test(sub) ? sub.toLowerCase() : sub;
+  return { subject, roles: new Set(roles.flatMap((name) => roleNames[String(name)] ?? [])) };
+}
+
+/** @throws DomainError TOKEN_MISSING when the header is not there or holds something else. */
+function bearer(authorization: string | undefined): string {
+  const token = authorization && /^bearer +(\S+) *$/i.exec(authorization)?.[1];
+  if (!token) throw new DomainError("TOKEN_MISSING", "the call carries no bearer token");
+  return token;
 }
 
 /** The issuer's keys; a token that none of them fits is the caller's fault, everything else the issuer's. */
@@ -85,22 +95,21 @@ export function createVerifier(source: TokenSource, claims: ClaimRules = {}): Ve
       ? jwtVerify(token, keys, { ...options, algorithms: ["RS256", "ES256", "EdDSA"] })
       : jwtVerify(token, (source as { secret: Uint8Array }).secret, { ...options, algorithms: ["HS256"] });
 
-  async function learn(authorization: string): Promise<Caller> {
-    const token = /^bearer +(\S+) *$/i.exec(authorization)?.[1];
-    if (token === undefined) throw new DomainError("TOKEN_MISSING", "the call carries no bearer token");
+  async function learn(token: string): Promise<Caller> {
     const payload = await check(token, () => verified(token));
     const caller = toCaller(payload);
-    known.set(authorization, { caller, expiresMs: Number(payload.exp) * 1_000 });
+    known.set(token, { caller, expiresMs: Number(payload.exp) * 1_000 });
     return caller;
   }
 
   return {
     verify(authorization) {
-      if (!authorization) throw new DomainError("TOKEN_MISSING", "the call carries no bearer token");
-      const hit = known.get(authorization);
-      if (!hit) return learn(authorization);
+      // Not by the header: one token in many spellings of it would drive out those of all others.
+      const token = bearer(authorization);
+      const hit = known.get(token);
+      if (!hit) return learn(token);
       if (hit.expiresMs > Date.now()) return hit.caller;
-      known.delete(authorization);
+      known.delete(token);
       throw invalid("the token has expired");
     },
   };
@@ -150,5 +159,5 @@ export function requireOwn(rule: AccessRule, caller: Caller, request: Message): 
   if (!rule.userId) return;
   for (const role of caller.roles) if (role !== Role.USER && rule.roles.has(role)) return;
   const userId = (request as unknown as Record<string, unknown>)[rule.userId.localName];
-  if (userId !== caller.subject.toLowerCase()) throw new DomainError("NOT_YOURS", "a user acts for itself only");
+  if (userId !== caller.subject) throw new DomainError("NOT_YOURS", "a user acts for itself only");
 }

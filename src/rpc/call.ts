@@ -13,7 +13,7 @@ import { type ConnectError, createContextKey, type HandlerContext } from "@conne
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import { type AccessRule, type Caller, requireOwn, requireRole, type Verifier } from "./auth.ts";
-import { codeName, codeOf, isMapped, toConnectError, toDomainError } from "./error-map.ts";
+import { codeName, codeOf, isMapped, refusalOf, toConnectError } from "./error-map.ts";
 
 type Init = MessageInitShape<DescMethodUnary["output"]>;
 
@@ -60,10 +60,15 @@ export function shuttingDown(): DomainError {
 /** Enough to find the mistake; a batch of a thousand wrong ids need not come back as a thousand lines. */
 const MAX_VIOLATIONS = 100;
 
+/** The rules quote what they forbid, the NUL character too; no terminal and no log gets that as it is. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 function argumentInvalid(violations: readonly Violation[]): DomainError {
   const fields = violations.slice(0, MAX_VIOLATIONS).map((violation) => ({
     field: pathToString(violation.field),
-    description: violation.message,
+    description: printable(violation.message),
   }));
   const [first] = fields;
   const message = first?.field ? `${first.field}: ${first.description}` : (first?.description ?? "invalid request");
@@ -76,13 +81,32 @@ function isThenable<T>(work: T | PromiseLike<T>): work is PromiseLike<T> {
 
 const SANE_REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
+/** The id that a call has in the log and in its answer: from the header `x-request-id` when that is sane, else made here. */
+export function requestIdOf(header: unknown): string {
+  return typeof header === "string" && SANE_REQUEST_ID.test(header) ? header : randomUUIDv7();
+}
+
+/** What came in and may become a call of an RPC, or of none. */
+export type Arrival = Readonly<{
+  requestId: string;
+  /** The path as it was sent, without its first slash. */
+  rpc: string;
+  /** As performance.now() counts. */
+  beganMs: number;
+}>;
+
+/** The part that all log lines of calls share. */
+export function logLine({ requestId, rpc, beganMs }: Arrival, code: string) {
+  const durationMs = Math.round((performance.now() - beganMs) * 1_000) / 1_000;
+  return { request_id: requestId, rpc, code, duration_ms: durationMs };
+}
+
 /**
  * One call on its way through the pipeline: access, validation, the handler, and exactly one ending with one log line.
  * The doors drive it; whatever goes wrong on the way they hand to `refuse`, and send what it returns.
  */
 export class Call {
   readonly rpc: Rpc;
-  /** For the log: from the header `x-request-id` when that is sane, else made here. */
   readonly requestId: string;
   caller: Caller | undefined;
   /** Whether the request was read and accepted, and the handler has been started. */
@@ -96,13 +120,14 @@ export class Call {
   constructor(house: House, rpc: Rpc, requestId: string | null | undefined) {
     this.#house = house;
     this.rpc = rpc;
-    this.requestId = requestId && SANE_REQUEST_ID.test(requestId) ? requestId : randomUUIDv7();
+    this.requestId = requestIdOf(requestId);
     house.open.add(this);
     if (rpc.method.methodKind === "unary") house.running++;
   }
 
   /**
-   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not even read.
+   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not decoded; behind the
+   * gRPC door its bytes have been received by then, up to the size limit.
    * @throws DomainError SHUTTING_DOWN, TOKEN_MISSING, TOKEN_INVALID, ISSUER_UNAVAILABLE, ROLE_REQUIRED
    */
   authorize(authorization: string | undefined): undefined | Promise<undefined> {
@@ -185,7 +210,7 @@ export class Call {
   /** Records that the call was refused, and makes the error that the caller gets. */
   refuse(error: unknown): ConnectError {
     if (isMapped(error)) return error;
-    const refusal = toDomainError(error);
+    const refusal = refusalOf(error);
     const internal = refusal.reason === "INTERNAL";
     if (this.#end() || internal) {
       const line = { ...this.#line(codeName(codeOf(refusal.reason))), reason: refusal.reason };
@@ -203,12 +228,7 @@ export class Call {
   }
 
   #line(code: string): Record<string, unknown> {
-    return {
-      request_id: this.requestId,
-      rpc: this.rpc.name,
-      code,
-      duration_ms: Math.round((performance.now() - this.#beganMs) * 1_000) / 1_000,
-      caller: this.caller?.subject,
-    };
+    const { requestId, rpc } = this;
+    return { ...logLine({ requestId, rpc: rpc.name, beganMs: this.#beganMs }, code), caller: this.caller?.subject };
   }
 }

@@ -5,9 +5,9 @@ import { errorToJson } from "@connectrpc/connect/protocol-connect";
 import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { DomainError } from "../error.ts";
-import { type Call, callKey, type Rpc } from "./call.ts";
+import { type Arrival, type Call, callKey, type Rpc, requestIdOf } from "./call.ts";
 import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { isMapped, toConnectError } from "./error-map.ts";
+import { isMapped } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
 export type ConnectDoorOptions = Readonly<{
@@ -107,8 +107,7 @@ function sendText(response: ServerResponse, status: number, text: string): void 
 }
 
 /** Answers a path that is no RPC in the words of the caller's protocol. */
-function sendNotFound(request: IncomingMessage, response: ServerResponse): void {
-  const error = toConnectError(new DomainError("METHOD_NOT_SERVED", "there is no such RPC"), "");
+function sendNotFound(request: IncomingMessage, response: ServerResponse, error: ConnectError): void {
   const type = request.headers["content-type"];
   if (type?.startsWith("application/grpc-web")) {
     response.setHeaders(setTrailerStatus(new Headers({ "content-type": type }), error)).end();
@@ -137,6 +136,24 @@ function setDeadline(request: IncomingMessage): void {
   if (headers["connect-timeout-ms"] !== undefined || headers["grpc-timeout"] !== undefined) return;
   headers["connect-timeout-ms"] = String(DEFAULT_DEADLINE_MS);
   headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
+}
+
+/** Gives a request its id where the library reads one, and each answer to it too, that of the library included. */
+function arrive(path: string, request: IncomingMessage, response: ServerResponse): Arrival {
+  const requestId = requestIdOf(request.headers["x-request-id"]);
+  request.headers["x-request-id"] = requestId;
+  response.setHeader("x-request-id", requestId);
+  return { requestId, rpc: path.slice(1), beganMs: performance.now() };
+}
+
+/** What the library refuses by status alone, before it begins a call: another HTTP method or type of content. */
+function recordUnread(pipeline: Pipeline, arrival: Arrival, response: ServerResponse): void {
+  response.once("finish", () => {
+    const { statusCode: status } = response;
+    if (status !== 405 && status !== 415) return;
+    const what = status === 405 ? "the HTTP method" : "the content type";
+    pipeline.turnAway(arrival, new DomainError("ARGUMENT_INVALID", `${what} is none of an RPC`));
+  });
 }
 
 /** Answers that are not sent yet: a stop tells their callers not to use the connection again. */
@@ -184,13 +201,19 @@ function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoor
     if (path === "/healthz") return sendText(response, 200, "ok");
     if (path === "/readyz") return sendReady(response);
     const rpc = byPath.get(path);
-    if (!rpc) return sendNotFound(request, response);
+    const arrival = arrive(path, request, response);
+    if (!rpc) {
+      const unknown = new DomainError("METHOD_NOT_SERVED", "there is no such RPC");
+      return sendNotFound(request, response, pipeline.turnAway(arrival, unknown));
+    }
     if (rpc.method.methodKind === "unary") setDeadline(request);
     tidyUp(unsent, pipeline, request, response);
+    recordUnread(pipeline, arrival, response);
     try {
       return adapter(request, response);
     } catch {
       // The library builds a URL from the header `host`, which is whatever the caller sent.
+      pipeline.turnAway(arrival, new DomainError("ARGUMENT_INVALID", "the header host is no host"));
       return sendText(response, 400, "bad request");
     }
   };

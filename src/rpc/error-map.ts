@@ -80,7 +80,7 @@ export function codeOf(reason: Reason): Code {
  * Any failure as a refusal with a reason. What is neither a DomainError nor raised by a transport library on account of
  * the caller becomes INTERNAL and keeps the failure as its cause, for the log.
  */
-export function toDomainError(error: unknown): DomainError {
+export function refusalOf(error: unknown): DomainError {
   if (error instanceof DomainError) return error;
   const reason = error instanceof ConnectError ? libraryReasons[error.code] : undefined;
   if (reason) return new DomainError(reason, (error as ConnectError).rawMessage);
@@ -92,7 +92,7 @@ export function toDomainError(error: unknown): DomainError {
  * RetryInfo when trying again helps. INTERNAL tells the request id and nothing else.
  */
 export function toConnectError(error: unknown, requestId: string): ConnectError {
-  const refusal = toDomainError(error);
+  const refusal = refusalOf(error);
   const internal = refusal.reason === "INTERNAL";
   const metadata = internal ? { request_id: requestId } : refusal.metadata;
   const details: ConnectError["details"] = [

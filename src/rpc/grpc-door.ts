@@ -13,11 +13,10 @@ import {
   type ServerUnaryCall,
   type ServerWritableStream,
 } from "@grpc/grpc-js";
-import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
-import type { Call, Rpc } from "./call.ts";
+import { type Call, type Rpc, requestIdOf } from "./call.ts";
 import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { encodeStatus, toConnectError, toDomainError } from "./error-map.ts";
+import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
 import { encodeAnswer } from "./handler.ts";
@@ -149,20 +148,27 @@ function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Bu
 
 /**
  * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
- * others have. It sends them past all interceptors, hence the method put into its call object.
+ * others have, and a log line. It sends them past all interceptors, hence the method put into its call object.
  */
-function explain(log: Logger): ServerInterceptor {
+function explain(pipeline: Pipeline): ServerInterceptor {
   return (method, call) => {
+    const beganMs = performance.now();
     const send = call.sendStatus;
     call.sendStatus = (status) => {
       if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
-      const refusal = toDomainError(new ConnectError(status.details ?? "", status.code as number));
+      const refusal = refusalOf(new ConnectError(status.details ?? "", status.code as number));
       if (refusal.reason === "INTERNAL") return send.call(call, status);
-      // A call past its deadline has run, and is in the log already.
-      if (refusal.reason !== "DEADLINE_EXCEEDED")
-        log.info({ rpc: method.path.slice(1), reason: refusal.reason }, "call");
       const metadata = status.metadata ?? new Metadata();
-      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
+      if (refusal.reason === "DEADLINE_EXCEEDED") {
+        // Such a call has run, and is in the log already.
+        metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
+      } else {
+        const sent = (call as unknown as { metadata: Metadata }).metadata.get("x-request-id")[0];
+        const requestId = requestIdOf(sent);
+        const error = pipeline.turnAway({ requestId, rpc: method.path.slice(1), beganMs }, refusal);
+        metadata.set("x-request-id", requestId);
+        metadata.set(DETAILS, asBuffer(encodeStatus(error)));
+      }
       send.call(call, { ...status, metadata });
     };
     return call as ServerInterceptingCall;
@@ -206,12 +212,12 @@ async function closeServer(server: Server): Promise<void> {
 }
 
 /** Opens the gRPC door: all services of the pipeline, health and reflection. @throws Error naming GRPC_PORT */
-export async function openGrpcDoor(pipeline: Pipeline, log: Logger, host: string, port: number): Promise<Door> {
+export async function openGrpcDoor(pipeline: Pipeline, host: string, port: number): Promise<Door> {
   const server = new Server({
     "grpc.max_receive_message_length": MAX_REQUEST_BYTES,
     "grpc.enable_channelz": 0,
     "grpc.keepalive_time_ms": KEEPALIVE_MS,
-    interceptors: [explain(log)],
+    interceptors: [explain(pipeline)],
   });
   for (const rpc of pipeline.rpcs) addRpc(server, pipeline, rpc);
   const announceStop = addHealth(server, pipeline.services);

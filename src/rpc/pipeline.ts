@@ -6,10 +6,12 @@ import {
   type DescService,
 } from "@bufbuild/protobuf";
 import { createValidator, type Validator } from "@bufbuild/protovalidate";
-import type { ServiceImpl } from "@connectrpc/connect";
+import type { ConnectError, ServiceImpl } from "@connectrpc/connect";
 import type { Logger } from "pino";
+import type { DomainError } from "../error.ts";
 import { accessRule, type Verifier } from "./auth.ts";
-import { Call, type House, type Rpc, shuttingDown } from "./call.ts";
+import { type Arrival, Call, type House, logLine, type Rpc, shuttingDown } from "./call.ts";
+import { codeName, codeOf, toConnectError } from "./error-map.ts";
 import { lowerCaseIds } from "./ids.ts";
 
 /** A service of the contract and what implements it. */
@@ -19,6 +21,9 @@ export type Route = Readonly<{ service: DescService; impl: Readonly<Record<strin
 export function route<S extends DescService>(service: S, impl: ServiceImpl<S>): Route {
   return { service, impl: impl as Route["impl"] };
 }
+
+/** Characters of a path in the log that is no RPC's; the longest name of an RPC has less than half. */
+const MAX_PATH = 128;
 
 function served(method: DescMethod): method is DescMethodUnary | DescMethodServerStreaming {
   return method.methodKind === "unary" || method.methodKind === "server_streaming";
@@ -61,6 +66,15 @@ export class Pipeline {
   /** A call has come in. It stays open until it is completed or refused. */
   begin(rpc: Rpc, requestId: string | null | undefined): Call {
     return new Call(this.#house, rpc, requestId);
+  }
+
+  /** Refuses what came in and never became a call: one log line like those of calls, and the error for the caller. */
+  turnAway(arrival: Arrival, refusal: DomainError): ConnectError {
+    const { reason } = refusal;
+    // The path is the caller's own text.
+    const line = logLine({ ...arrival, rpc: arrival.rpc.slice(0, MAX_PATH) }, codeName(codeOf(reason)));
+    this.#house.log.info({ ...line, reason }, "call");
+    return toConnectError(refusal, arrival.requestId);
   }
 
   /** From now on new calls are refused. Ends the open streams, and resolves when the unary calls have ended. */

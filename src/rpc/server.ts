@@ -37,7 +37,7 @@ export type Served = Readonly<{
 export async function serve(options: ServeOptions): Promise<Served> {
   const { host, grpcPort, httpPort: port, corsOrigins, ready, log } = options;
   const pipeline = new Pipeline(options.routes, options.verifier, log);
-  const grpc = await openGrpcDoor(pipeline, log, host, grpcPort);
+  const grpc = await openGrpcDoor(pipeline, host, grpcPort);
   const http = await openConnectDoor(pipeline, { host, port, corsOrigins, ready }).catch(async (error: unknown) => {
     await grpc.close();
     throw error;

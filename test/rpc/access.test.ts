@@ -106,6 +106,29 @@ test("a user gets its own data and NOT_YOURS for another's; a service gets anybo
   });
 });
 
+test("a token is checked once, however its header is spelled, so that nobody drives out the tokens of others", async () => {
+  const verifier = createVerifier({ secret });
+  const good = await sign(secret, hour);
+  const caller = await verifier.verify(`Bearer ${good}`);
+  // What is known is answered at once, and not by a promise.
+  for (const header of [`Bearer ${good}`, `bearer   ${good}`, `BEARER ${good}  `]) {
+    expect(verifier.verify(header)).toBe(caller);
+  }
+});
+
+test("a user in capital letters is the same user, also to its request ids", async () => {
+  const spelled = await token(["user", "service"], userId.toUpperCase());
+  const same = await token(["user", "service"], userId);
+  const own = await token(["user"], userId.toUpperCase());
+  const server = await startServer();
+  const request = { requestId: "capitals", name: "Ada" };
+  const { message } = await server.grpc.unary(createUser, request, { token: spelled });
+  const again = await server.grpc.unary(createUser, request, { token: same });
+  expect(again).toMatchObject({ message });
+  expect(again.header("idempotent-replay")).toBe("true");
+  await expect(server.grpc.unary(getUser, { userId }, { token: own })).rejects.toMatchObject({ code: "NOT_FOUND" });
+});
+
 test("a role that the rule does not name is ROLE_REQUIRED, whatever the request holds", async () => {
   const server = await startServer();
   const user = await token(["user"]);

@@ -67,6 +67,17 @@ test("a request that breaks the contract is ARGUMENT_INVALID with every wrong fi
   });
 });
 
+test("a refusal of a control character names it and does not hold it", async () => {
+  const server = await startServer();
+  await throughEachDoor(server, async (door) => {
+    const refusal = await door.unary(createUser, { requestId: "1", name: "A\0" }, options).catch((error) => error);
+    expect(refusal.reason).toBe("ARGUMENT_INVALID");
+    const description = expect.stringMatching(/^\P{Cc}*`\\u0000`\P{Cc}*$/u);
+    expect(refusal.violations).toEqual([{ field: "name", description }]);
+    expect(refusal.message).toBe(`name: ${refusal.violations[0].description}`);
+  });
+});
+
 test("a refusal of the domain arrives with its reason, facts, and when to try again", async () => {
   const getUser = () => {
     throw new DomainError("OVERLOADED", "too many orders are waiting", { waiting: "512" }, { retryAfterMs: 1_250 });
@@ -218,4 +229,57 @@ test("a request id of the caller is kept when it is sane", async () => {
     const odd = await door.unary(createUser, request, { ...options, headers: { "x-request-id": "a b;c" } });
     expect(odd.header("x-request-id")).toMatch(/^[0-9a-f]{8}-[0-9a-f]{4}-7/);
   });
+});
+
+test("what never becomes a call is in the log too, under the id that its answer carries", async () => {
+  const server = await startServer();
+  const getUserPath = "/shop.v1.UserService/GetUser";
+  const json = { "content-type": "application/json" };
+  const refused = [
+    [{ path: "/shop.v1.Nothing/Do", method: "POST", headers: json }, "METHOD_NOT_SERVED"],
+    [{ path: `/${"x".repeat(2_000)}`, method: "GET", headers: {} }, "METHOD_NOT_SERVED"],
+    [{ path: getUserPath, method: "PUT", headers: json }, "ARGUMENT_INVALID"],
+    [{ path: getUserPath, method: "POST", headers: { "content-type": "text/plain" } }, "ARGUMENT_INVALID"],
+  ] as const;
+  for (const [{ path, method, headers }, reason] of refused) {
+    server.lines.length = 0;
+    const response = await fetch(`http://127.0.0.1:${server.httpPort}${path}`, { method, headers });
+    await response.text();
+    const request_id = response.headers.get("x-request-id");
+    expect(request_id).toMatch(/^[\da-f-]{36}$/);
+    await expect.poll(() => server.lines).toHaveLength(1);
+    const rpc = path.slice(1, 129);
+    expect(server.lines[0]).toMatchObject({ msg: "call", request_id, rpc, reason, duration_ms: expect.any(Number) });
+  }
+  server.lines.length = 0;
+  const answer = await sendRaw(
+    server.httpPort,
+    `POST ${getUserPath} HTTP/1.1\r\nhost: [\r\nx-request-id: mine\r\n\r\n`,
+  );
+  expect(answer).toMatch(/^HTTP\/1.1 400 (.|\r\n)*x-request-id: mine\r\n/);
+  expect(server.lines).toMatchObject([{ request_id: "mine", code: "INVALID_ARGUMENT", rpc: getUserPath.slice(1) }]);
+});
+
+test("what the gRPC door refuses before there is a call has a line and an id like all others", async () => {
+  const server = await startServer();
+  const same = (bytes: Buffer) => bytes;
+  const refuse = (path: string, size: number, id?: string): Promise<Metadata> => {
+    const metadata = authorized();
+    if (id) metadata.set("x-request-id", id);
+    return new Promise((resolve) => {
+      const body = Buffer.alloc(size);
+      server.grpc.raw.makeUnaryRequest(path, same, same, body, metadata, (error) =>
+        resolve(error?.metadata as Metadata),
+      );
+    });
+  };
+  const rest = { msg: "call", duration_ms: expect.any(Number) };
+  const unknown = await refuse("/shop.v1.Nothing/Do", 0);
+  const line = { rpc: "shop.v1.Nothing/Do", code: "UNIMPLEMENTED", reason: "METHOD_NOT_SERVED" };
+  expect(server.lines).toMatchObject([{ ...rest, ...line, request_id: unknown.get("x-request-id")[0] }]);
+  server.lines.length = 0;
+  const large = await refuse("/shop.v1.UserService/GetUser", 1024 * 1024 + 1, "mine");
+  const tooLarge = { rpc: "shop.v1.UserService/GetUser", code: "RESOURCE_EXHAUSTED", reason: "MESSAGE_TOO_LARGE" };
+  expect(server.lines).toMatchObject([{ ...rest, ...tooLarge, request_id: "mine" }]);
+  expect(large.get("x-request-id")).toEqual(["mine"]);
 });
