@@ -1,3 +1,4 @@
+import { constants, type ServerHttp2Session } from "node:http2";
 import { createServer } from "node:net";
 import { fromBinary, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
@@ -206,7 +207,26 @@ function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
   server.addService({ call: definition }, { call: unary ? serveUnary(pipeline, rpc) : serveStream(pipeline, rpc) });
 }
 
+/** How long callers may take to leave after the GOAWAY, in milliseconds: what they have sent by then is still answered. */
+const LEAVE_MS = 500;
+const LAST_STREAM = 2 ** 31 - 1;
+
+/**
+ * Asks callers to send nothing more on their connections, and waits until they have left. Without it a connection is
+ * closed under calls that are on their way, and their callers hear INTERNAL instead of UNAVAILABLE.
+ */
+async function seeOff(server: Server): Promise<void> {
+  // The library keeps its connections to itself.
+  const { sessions } = server as unknown as { sessions: ReadonlyMap<ServerHttp2Session, unknown> };
+  const left = [...sessions.keys()].map((session) => {
+    session.goaway(constants.NGHTTP2_NO_ERROR, LAST_STREAM);
+    return new Promise((resolve) => session.once("close", resolve));
+  });
+  await within(Promise.all(left), LEAVE_MS);
+}
+
 async function closeServer(server: Server): Promise<void> {
+  await seeOff(server);
   const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
   if (!(await within(closed, FLUSH_MS))) server.forceShutdown();
 }
