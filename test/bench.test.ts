@@ -1,5 +1,5 @@
 /** The benchmark as a program: a short run of one scenario, on whatever machine this is. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -10,6 +10,8 @@ import { run } from "./support/processes.ts";
 
 const MAIN = join(import.meta.dirname, "../bench/main.ts");
 const scratch = mkdtempSync(join(tmpdir(), "doorbuster-bench-test-"));
+// As root, the user `postgres` has to get into it; its database would be left elsewhere otherwise.
+chmodSync(scratch, 0o755);
 
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
 

@@ -168,6 +168,21 @@ describe("a stop", () => {
     await release();
   });
 
+  test("does not wait for a database that says nothing, names what did not stop, and exits with 1", async () => {
+    const url = await createDatabase();
+    const server = await startServer({ databaseUrl: url, env: blocked });
+    const release = await blockedCheckout(url, server.httpPort, new TextEncoder().encode(JWT_SECRET));
+    const auditor = new Client({ connectionString: url });
+    await auditor.connect();
+    const { rows } = await auditor.query("select pid from pg_locks where not granted limit 1");
+    await auditor.end();
+    process.kill(rows[0].pid, "SIGSTOP");
+    const { code, stderr } = await server.stop().finally(() => process.kill(rows[0].pid, "SIGCONT"));
+    expect(stderr).toMatch(/"part":"database connections".*did not stop in time(.|\n)*"stopped"/);
+    expect(code).toBe(1);
+    await release();
+  });
+
   test("ends the embedded Postgres cleanly all the same", async () => {
     const dataDir = join(scratch, "blocked");
     const server = await startServer({ env: { ...blocked, DATA_DIR: dataDir } });
