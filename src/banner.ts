@@ -22,6 +22,10 @@ export async function bannerOf(
   const amounts = `minor units of ${config.currency}`;
   const lines = ["", "Doorbuster is ready", `  gRPC     ${grpc}`, `  Connect  ${http}`, `  Amounts  ${amounts}`];
   if (developmentSecret) lines.push(...(await developmentLines(config, grpc, http, orm, developmentSecret)));
+  else
+    lines.push(
+      `  Tokens   ${config.jwksUrl ? "of your issuer" : "npm run -s token -- --role service, with the same JWT_SECRET"}`,
+    );
   return `${lines.join("\n")}\n`;
 }
 
@@ -53,7 +57,7 @@ async function developmentLines(
     `User token (${TTL}) of ${shop.user_id}`,
     `  ${user}`,
     "",
-    "Buy something (send it twice: it is bought once)",
+    "Buy something (sent twice it is bought once; change the requestId to buy again)",
     `  curl ${http}/shop.v1.OrderService/Checkout -H 'content-type: application/json' -H ${header} -d '${body}'`,
     "",
     "See what sells best",

@@ -12,6 +12,8 @@ import { Session } from "./session.ts";
 const MAX_ATTEMPTS = 10;
 /** After so many attempts a unique violation is no race any more: some command of the batch causes it each time. */
 const MAX_DUPLICATES = 3;
+/** How often, for a second each, a command waits for a row that somebody outside keeps locked. */
+const MAX_LOCK_WAITS = 3;
 /** Upper bounds of the pause before a retry, in milliseconds: doubled from the first to the second. */
 const FIRST_PAUSE = 2;
 const LONGEST_PAUSE = 250;
@@ -90,7 +92,8 @@ export class BatchRunner {
       } catch (error) {
         // Some command of the batch causes it each time: the others need not wait for that one.
         const stuck = isLockTimeout(error) || (isDuplicate(error) && attempt >= MAX_DUPLICATES);
-        if (isConflict(error) && attempt < MAX_ATTEMPTS && !(stuck && batch.length > 1)) {
+        const last = attempt === (isLockTimeout(error) ? MAX_LOCK_WAITS : MAX_ATTEMPTS);
+        if (isConflict(error) && !last && !(stuck && batch.length > 1)) {
           observer.conflicted?.({ size: batch.length, attempt });
           this.#stormUntil = performance.now() + STORM;
           // Full jitter: those who met once should not meet again.
@@ -162,6 +165,8 @@ function answer(outcomes: readonly Outcome[]): void {
 
 function failureOf(error: unknown): unknown {
   if (!isConflict(error)) return toDomainError(error);
-  const message = "too many others changed the same rows at the same time";
+  const message = isLockTimeout(error)
+    ? "somebody keeps the rows locked"
+    : "too many others changed the same rows at the same time";
   return new DomainError("CONFLICT", message, {}, { retryAfterMs: LONGEST_PAUSE, cause: error });
 }

@@ -154,6 +154,11 @@ export function requireRole(rule: AccessRule, caller: Caller): void {
   throw new DomainError("ROLE_REQUIRED", `this call is for the role ${rule.names}`, { roles: rule.names });
 }
 
+/** Whether the request leaves out the user that its RPC asks for. */
+export function lacksUser(rule: AccessRule, request: Message): boolean {
+  return rule.userId !== undefined && !(request as unknown as Record<string, unknown>)[rule.userId.localName];
+}
+
 /** @throws DomainError NOT_YOURS when a caller that is let in as a user names another user. */
 export function requireOwn(rule: AccessRule, caller: Caller, request: Message): void {
   if (!rule.userId) return;

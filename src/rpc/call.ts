@@ -12,7 +12,7 @@ import type { Validator, Violation } from "@bufbuild/protovalidate";
 import { type ConnectError, createContextKey, type HandlerContext } from "@connectrpc/connect";
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
-import { type AccessRule, type Caller, requireOwn, requireRole, type Verifier } from "./auth.ts";
+import { type AccessRule, type Caller, lacksUser, requireOwn, requireRole, type Verifier } from "./auth.ts";
 import { codeName, codeOf, isMapped, refusalOf, toConnectError } from "./error-map.ts";
 
 type Init = MessageInitShape<DescMethodUnary["output"]>;
@@ -144,10 +144,13 @@ export class Call {
   #check(request: Message): void {
     if (!this.caller) throw new Error("a call ran without having been authorized");
     this.rpc.lowerCaseIds?.(request);
-    requireOwn(this.rpc.access, this.caller, request);
+    // A stranger's id is refused before anything is said of the rest; a missing one is for the contract's rules to name.
+    const lacking = lacksUser(this.rpc.access, request);
+    if (!lacking) requireOwn(this.rpc.access, this.caller, request);
     const result = this.#house.validator.validate(this.rpc.method.input, request);
     if (result.kind === "invalid") throw argumentInvalid(result.violations);
     if (result.kind === "error") throw result.error;
+    if (lacking) requireOwn(this.rpc.access, this.caller, request);
     this.started = true;
   }
 
