@@ -89,18 +89,18 @@ describe.each([
     await expectExact(database, stocks);
   });
 
-  test("40 purchases and 10 charges meet in one wallet", async () => {
+  test("180 purchases and 20 charges meet in one wallet", async () => {
     const userId = await newUser(shop(0), 6_500n);
     const variantId = await variant(700n, 1_000);
     const lines = [{ variantId, quantity: 1 }];
-    const calls = Array.from({ length: 50 }, (_, index) =>
-      index % 5 === 0
+    const calls = Array.from({ length: 200 }, (_, index) =>
+      index % 10 === 0
         ? shop(index).balances.chargeBalance({ requestId: fresh(), userId, amount: 1n })
         : shop(index).orders.checkout({ requestId: fresh(), userId, lines }),
     );
-    // 6500 + 10 covers nine times 700, whenever the charges come.
-    expect(await tally(calls)).toEqual({ OK: 9 + 10, INSUFFICIENT_BALANCE: 31 });
-    expect((await shop(0).balances.getBalance({ userId })).balance?.amount).toBe(210n);
+    // 6500 + 20 covers nine times 700, whenever the charges come.
+    expect(await tally(calls)).toEqual({ OK: 9 + 20, INSUFFICIENT_BALANCE: 171 });
+    expect((await shop(0).balances.getBalance({ userId })).balance?.amount).toBe(220n);
     expect(await value(database, "select stock from variant where id = $1", variantId)).toBe(991);
     await expectExact(database, stocks);
   });
