@@ -18,6 +18,7 @@ test.each([
     `gRPC     ${grpc}`,
     `Connect  ${http}`,
     "Amounts  minor units of USD",
+    "Tokens   npm run -s token -- --role service, with the same JWT_SECRET",
     "",
   ]);
   await orm.close();
