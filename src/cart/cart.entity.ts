@@ -39,6 +39,11 @@ export class CartItem extends itemSchema.class {
 }
 itemSchema.setClass(CartItem);
 
+/** In the order in which the cart shows them. */
+export function inCartOrder(items: readonly CartItem[]): CartItem[] {
+  return items.toSorted((a, b) => Number(a.position - b.position));
+}
+
 /** What a user means to buy. It reserves nothing. */
 export class Cart extends cartSchema.class {
   static open(userId: string): Cart {

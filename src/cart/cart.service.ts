@@ -3,7 +3,7 @@ import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Variant } from "../product/product.entity.ts";
 import { User } from "../user/user.entity.ts";
-import { Cart, CartItem } from "./cart.entity.ts";
+import { Cart, CartItem, inCartOrder } from "./cart.entity.ts";
 
 export type ItemInput = Readonly<{ userId: string; variantId: string; quantity: number }>;
 
@@ -93,9 +93,8 @@ export class Carts {
   async get(userId: string): Promise<PricedItem[]> {
     const items = await this.#db.list(CartItem, { userId });
     if (items.length === 0 && !(await this.#db.find(User, { id: userId }))) throw User.notFound({ id: userId });
-    const inOrder = items.toSorted((a, b) => Number(a.position - b.position));
     return Promise.all(
-      inOrder.map(async (item) => {
+      inCartOrder(items).map(async (item) => {
         const { variantId: id, quantity } = item;
         const variant = await this.#db.find(Variant, { id });
         if (!variant) throw Variant.notFound({ id });

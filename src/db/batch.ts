@@ -41,7 +41,7 @@ const SETTINGS = `select ${Object.entries({
 export type Pending = {
   readonly command: Command<unknown>;
   readonly write: Write | undefined;
-  touches: readonly Touch[];
+  readonly touches: readonly Touch[];
   resolve(result: unknown): void;
   reject(error: unknown): void;
   /** Called when the rows that it touches have turned out to be others. */

@@ -67,7 +67,7 @@ export function toDomainError(error: unknown): unknown {
     const message = "the database can't be reached; send the request again with the same request id";
     return new DomainError("DATABASE_UNAVAILABLE", message, {}, { retryAfterMs: 1_000, cause: error });
   }
-  // 22021: Postgres stores no NUL character in text, and the contract's strings may hold one.
+  // 22021: Postgres stores no NUL character in text. The contract refuses it in requests; a token's subject may hold one.
   if (hasCode(error, (code) => code === "22021" || code === "22P05")) {
     return new DomainError("ARGUMENT_INVALID", "text must not contain the NUL character", {}, { cause: error });
   }

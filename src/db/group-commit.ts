@@ -1,6 +1,7 @@
 /** Lines up commands and lets those that may run together become one transaction. */
 import { DomainError } from "../error.ts";
 import type { BatchObserver, Pending } from "./batch.ts";
+import { answerTouch } from "./idempotency.ts";
 import { touchId } from "./rows.ts";
 
 /** The most commands in one transaction. */
@@ -19,7 +20,7 @@ const OVERLOAD_PAUSE = 100;
 type Queued = { readonly pending: Pending; readonly keys: readonly string[]; readonly since: number };
 
 export type GroupCommitOptions = Readonly<{
-  /** Answers all commands of a batch; never throws. */
+  /** Answers all commands of a batch. */
   run(batch: readonly Pending[]): Promise<void>;
   observer: BatchObserver;
   maxBatch?: number;
@@ -67,7 +68,7 @@ export class GroupCommit {
     const { write, touches } = pending;
     const keys = touches.map(touchId);
     // A request that is sent twice at once is a conflict with itself.
-    if (write) keys.push(`${write.scope} ${write.rpc} ${write.requestId}`);
+    if (write) keys.push(touchId(answerTouch(write)));
     this.#queue.push({ pending, keys, since: performance.now() });
     this.#schedule();
   }

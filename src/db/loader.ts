@@ -2,7 +2,7 @@ import DataLoader from "dataloader";
 import type { Pool } from "pg";
 import type { Key, RowClass } from "./command.ts";
 import { toDomainError } from "./conflict.ts";
-import { type Tables, touchId } from "./rows.ts";
+import { idOf, type Tables } from "./rows.ts";
 import { queryOf } from "./session.ts";
 
 /** The most keys in one query. */
@@ -38,13 +38,11 @@ export class Loader {
 
   #create(entity: RowClass<object>, shape: readonly string[]): DataLoader<Row, Row[], string> {
     let running: Promise<unknown> = Promise.resolve();
-    const idOf = (key: object) =>
-      touchId({ entity, key: Object.fromEntries(shape.map((name) => [name, (key as Row)[name]])) as never });
     const load = async (keys: readonly Row[]): Promise<Row[][]> => {
       const query = this.#query(entity, shape, keys);
       running = query.catch(() => {});
-      const rows = Map.groupBy(await query, idOf);
-      return keys.map((key) => rows.get(idOf(key)) ?? []);
+      const rows = Map.groupBy(await query, (row) => idOf(entity, row, shape));
+      return keys.map((key) => rows.get(idOf(entity, key, shape)) ?? []);
     };
     return new DataLoader(load, {
       cache: false,
@@ -56,7 +54,7 @@ export class Loader {
   async #query(entity: RowClass<object>, shape: readonly string[], keys: readonly Row[]): Promise<Row[]> {
     const table = this.#tables(entity);
     // The same key twice would find its rows twice.
-    const unique = [...new Map(keys.map((key) => [touchId({ entity, key: key as never }), key])).values()];
+    const unique = [...new Map(keys.map((key) => [idOf(entity, key, shape), key])).values()];
     // Without its name it is planned each time: a plan that was prepared on an empty table stays bad when it grows.
     const { text, values } = table.select(shape, unique);
     try {

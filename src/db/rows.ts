@@ -17,7 +17,8 @@ function shapeOf(key: object): string[] {
   return Object.keys(key).sort();
 }
 
-function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
+/** The same text for the same values of these columns. */
+export function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
   // No stored text holds a NUL, so that none can look like two values.
   return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column]).join("\0")}`;
 }

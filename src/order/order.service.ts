@@ -1,6 +1,6 @@
 import { randomUUIDv7 } from "node:crypto";
 import { Wallet } from "../balance/balance.entity.ts";
-import { Cart, CartItem } from "../cart/cart.entity.ts";
+import { Cart, CartItem, inCartOrder } from "../cart/cart.entity.ts";
 import { IssuedCoupon } from "../coupon/coupon.entity.ts";
 import { type Command, type Touch, type Tx, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
@@ -171,10 +171,6 @@ export class Orders {
 
 function inOrder(lines: readonly OrderLine[]): OrderLine[] {
   return lines.toSorted((a, b) => a.lineNo - b.lineNo);
-}
-
-function inCartOrder(items: readonly CartItem[]): CartItem[] {
-  return items.toSorted((a, b) => Number(a.position - b.position));
 }
 
 function placeOrder(tx: Tx, purchase: Purchase, ttl: number): OrderWithLines {

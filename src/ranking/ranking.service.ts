@@ -38,7 +38,7 @@ export class Ranking {
     const now = this.#db.now();
     const since = new Date(Math.floor((now.getTime() - query.days * DAY) / HOUR) * HOUR);
     return this.#db.read(async (em) => {
-      const asOf = await countedUntil(em, now);
+      const { waiting, counted } = await progressOf(em);
       const rows: TopRow[] = await em.execute(TOP[query.byVariant ? "variant" : "product"], [since, query.limit]);
       const products = rows.map((row) => ({
         productId: row.product_id,
@@ -47,7 +47,7 @@ export class Ranking {
         variantName: row.variant_name,
         unitsSold: BigInt(row.units),
       }));
-      return { products, asOf };
+      return { products, asOf: waiting && counted ? new Date(counted) : now };
     });
   }
 
@@ -69,21 +69,22 @@ export class Ranking {
    */
   async project(): Promise<boolean> {
     // Looked for first: counting takes a lock, and an idle service should not write.
-    const [{ waiting } = { waiting: false }] = await this.#db.read((em) => em.execute<{ waiting: boolean }[]>(WAITING));
-    if (!waiting) return false;
+    if (!(await this.#db.read(progressOf)).waiting) return false;
     const [row] = await this.#db.maintain((em) => em.execute<{ events: number }[]>(PROJECT, [BATCH]));
     return row?.events === BATCH;
   }
 }
 
-/** Up to when sales are counted: now, or the time of the last event counted while others wait. */
-async function countedUntil(em: EntityManager, now: Date): Promise<Date> {
-  const [row] = await em.execute<{ waiting: boolean; counted: Date | string | null }[]>(
+type Progress = { waiting: boolean; counted: Date | string | null };
+
+/** Whether events wait to be counted, and the time of the last one that was. */
+async function progressOf(em: EntityManager): Promise<Progress> {
+  const [row] = await em.execute<Progress[]>(
     `select exists (select 1 from event e where (e.xid, e.id) > (p.xid, p.event_id)) as waiting,
             (select create_time from event where id = p.event_id) as counted
        from ranking_position p where p.name = 'sales'`,
   );
-  return row?.waiting && row.counted ? new Date(row.counted) : now;
+  return row ?? { waiting: false, counted: null };
 }
 
 /** Ties are ordered by id. Names are today's. */
@@ -101,10 +102,6 @@ const TOP = {
       join variant v on v.id = t.variant_id
      order by t.units desc, t.variant_id`,
 };
-
-const WAITING = `
-  select exists (select 1 from event e where (e.xid, e.id) > (p.xid, p.event_id)) as waiting
-    from ranking_position p where p.name = 'sales'`;
 
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind

@@ -154,15 +154,19 @@ export function requireRole(rule: AccessRule, caller: Caller): void {
   throw new DomainError("ROLE_REQUIRED", `this call is for the role ${rule.names}`, { roles: rule.names });
 }
 
+function userIdOf(field: DescField, request: Message): unknown {
+  return (request as unknown as Record<string, unknown>)[field.localName];
+}
+
 /** Whether the request leaves out the user that its RPC asks for. */
 export function lacksUser(rule: AccessRule, request: Message): boolean {
-  return rule.userId !== undefined && !(request as unknown as Record<string, unknown>)[rule.userId.localName];
+  return rule.userId !== undefined && !userIdOf(rule.userId, request);
 }
 
 /** @throws DomainError NOT_YOURS when a caller that is let in as a user names another user. */
 export function requireOwn(rule: AccessRule, caller: Caller, request: Message): void {
   if (!rule.userId) return;
   for (const role of caller.roles) if (role !== Role.USER && rule.roles.has(role)) return;
-  const userId = (request as unknown as Record<string, unknown>)[rule.userId.localName];
-  if (userId !== caller.subject) throw new DomainError("NOT_YOURS", "a user acts for itself only");
+  if (userIdOf(rule.userId, request) !== caller.subject)
+    throw new DomainError("NOT_YOURS", "a user acts for itself only");
 }
