@@ -33,6 +33,7 @@ export const RESET = -2;
 export type OnAnswer = (tag: number, status: number, message: Buffer | undefined) => void;
 
 type Open = { tag: number; message: Buffer | undefined };
+type Waiting = { tag: number; headers: Buffer; message: Buffer };
 
 function frame(type: number, flags: number, stream: number, payload: Buffer): Buffer {
   const header = Buffer.alloc(FRAME_HEADER);
@@ -72,8 +73,8 @@ export class Connection {
   readonly #onAnswer: OnAnswer;
   readonly #calls = new Map<number, Open>();
   readonly #out = Buffer.allocUnsafe(BUFFER);
-  /** Calls that the server has no room for yet. */
-  readonly #waiting: (() => void)[] = [];
+  /** Calls that the server has no room for yet, in their order. */
+  readonly #waiting: Waiting[] = [];
   #length = 0;
   #nextStream = 1;
   #room = DEFAULT_WINDOW;
@@ -101,12 +102,28 @@ export class Connection {
 
   /** Makes a call, which goes out with the next `flush`. `message` is copied at once, or kept while there is no room. */
   call(tag: number, headers: Buffer, message: Buffer): void {
+    if (this.#waiting.length === 0 && this.#hasRoom(message)) this.#start({ tag, headers, message });
+    else this.#waiting.push({ tag, headers, message: Buffer.from(message) });
+  }
+
+  /** Sends what was called since the last time, in one write. */
+  flush(): void {
+    if (this.#length === 0) return;
+    this.#socket.write(Buffer.copyBytesFrom(this.#out, 0, this.#length));
+    this.#length = 0;
+  }
+
+  close(): void {
+    this.#closing = true;
+    this.#socket.destroy();
+  }
+
+  #hasRoom(message: Buffer): boolean {
+    return message.length + MESSAGE_HEADER <= this.#room;
+  }
+
+  #start({ tag, headers, message }: Waiting): void {
     const size = message.length + MESSAGE_HEADER;
-    if (size > this.#room) {
-      const copy = Buffer.from(message);
-      this.#waiting.push(() => this.call(tag, headers, copy));
-      return;
-    }
     this.#room -= size;
     const stream = this.#nextStream;
     this.#nextStream += 2;
@@ -120,18 +137,6 @@ export class Connection {
     out[at] = 0;
     out.writeUInt32BE(message.length, at + 1);
     this.#length = at + MESSAGE_HEADER + message.copy(out, at + MESSAGE_HEADER);
-  }
-
-  /** Sends what was called since the last time, in one write. */
-  flush(): void {
-    if (this.#length === 0) return;
-    this.#socket.write(Buffer.copyBytesFrom(this.#out, 0, this.#length));
-    this.#length = 0;
-  }
-
-  close(): void {
-    this.#closing = true;
-    this.#socket.destroy();
   }
 
   #frame(type: number, flags: number, stream: number, length: number): number {
@@ -179,7 +184,13 @@ export class Connection {
 
   #onRoom(increment: number): void {
     this.#room += increment;
-    for (const call of this.#waiting.splice(0)) call();
+    let started = 0;
+    for (const call of this.#waiting) {
+      if (!this.#hasRoom(call.message)) break;
+      this.#start(call);
+      started += 1;
+    }
+    this.#waiting.splice(0, started);
   }
 
   #end(stream: number, status: number): void {

@@ -2,7 +2,8 @@
  * The load generator, a process of its own: takes jobs as messages, calls, and answers with what it has measured.
  *
  * Closed loop: each caller sends its next request when it has its answer. Open loop (`rate`): requests start at fixed
- * times, whatever becomes of the earlier ones, and latencies count from the time at which they should have started.
+ * times, whatever becomes of the earlier ones, and latencies count from the time at which they should have started: of all
+ * calls that should have started in the time that is measured, those too that are answered later.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
@@ -13,9 +14,11 @@ import { type Connection, open, RESET } from "./h2.ts";
 import { headerBlock } from "./hpack.ts";
 import { type Cell, LATE, summarize, type Timing } from "./measure.ts";
 import { type RpcName, type Template, templateOf } from "./requests.ts";
+import { spread } from "./spread.ts";
 
 export type LoadJob = {
-  port: number;
+  /** Of the servers that share the callers. */
+  ports: readonly number[];
   rpc: RpcName;
   callers: number;
   /** Calls a second for an open loop. */
@@ -35,8 +38,6 @@ export type LoadMark = { mark: "begin" | "end" };
 /** `answered`: successful calls in all, warm-up included. */
 export type LoadResult = { cell: Cell; answered: number } | { failed: string };
 
-/** Callers share connections, as those of a backend do that has a channel to each of a few replicas. */
-const CALLERS_PER_CONNECTION = 16;
 /** Waiting calls in an open loop, above which arrivals are dropped. */
 const MAX_IN_FLIGHT = 20_000;
 /** One answer of so many is decoded and checked. */
@@ -75,12 +76,15 @@ class Load {
   readonly #free: number[] = [];
   #latencies = new Float64Array(1 << 16);
   #counted = 0;
+  /** Good answers in the time that is measured, and when it begins and ends. */
+  #good = 0;
+  #from = Number.POSITIVE_INFINITY;
+  #until = Number.POSITIVE_INFINITY;
   #requests = 0;
   #inFlight = 0;
   #answered = 0;
   #dropped = 0;
   #late = 0;
-  #measuring = false;
   #stopping = false;
   readonly #codes: Record<string, number> = {};
 
@@ -99,23 +103,22 @@ class Load {
   }
 
   async run(mark: (mark: LoadMark) => void): Promise<LoadResult> {
-    const { port, callers, rate, timing } = this.#job;
-    const count = Math.ceil(callers / CALLERS_PER_CONNECTION);
+    const { ports, callers, rate, timing } = this.#job;
     const answer = (tag: number, status: number, message: Buffer | undefined) => this.#onAnswer(tag, status, message);
-    for (let index = 0; index < count; index += 1) this.#connections.push(await open(port, answer));
-    const lost = Promise.race(this.#connections.map((connection) => connection.lost));
+    for (const port of spread(callers, ports)) this.#connections.push(await open(port, answer));
+    const failure = Promise.race(this.#connections.map((connection) => connection.lost));
+    const lost = rate === undefined ? failure : failure.catch(() => this.#onLost());
     try {
       if (rate === undefined) for (let slot = 0; slot < callers; slot += 1) this.#call(slot, performance.now());
       else this.#keepRate(rate);
       this.#flush();
       await Promise.race([delay(timing.warmup * 1_000), lost, this.#done.promise]);
       mark({ mark: "begin" });
-      this.#measuring = true;
       const cpu = process.cpuUsage();
-      const from = performance.now();
+      this.#from = performance.now();
       await Promise.race([delay(timing.seconds * 1_000), lost, this.#done.promise]);
-      this.#measuring = false;
-      const seconds = (performance.now() - from) / 1_000;
+      this.#until = performance.now();
+      const seconds = (this.#until - this.#from) / 1_000;
       const { user, system } = process.cpuUsage(cpu);
       mark({ mark: "end" });
       this.#stopping = true;
@@ -134,9 +137,10 @@ class Load {
     return {
       callers,
       ...summarize(this.#latencies.subarray(0, this.#counted), seconds),
+      perSecond: this.#good / seconds,
       errors,
       ...(errors > 0 && { codes: this.#codes }),
-      clientCpu: cpu / Math.max(1, this.#counted),
+      clientCpu: cpu / Math.max(1, this.#good),
       ...(rate !== undefined && { rate, dropped: this.#dropped + this.#inFlight, late: this.#late }),
     };
   }
@@ -177,8 +181,9 @@ class Load {
       const due = Math.floor(((performance.now() - began) * rate) / 1_000);
       for (; sent < due; sent += 1) {
         const slot = this.#free.pop();
-        if (slot !== undefined) this.#call(slot, began + (sent * 1_000) / rate);
-        else if (this.#measuring) this.#dropped += 1;
+        const start = began + (sent * 1_000) / rate;
+        if (slot !== undefined) this.#call(slot, start);
+        else if (this.#isMeasured(start)) this.#dropped += 1;
       }
       this.#flush();
     }, TICK);
@@ -187,7 +192,7 @@ class Load {
   #onAnswer(slot: number, status: number, message: Buffer | undefined): void {
     const now = performance.now();
     this.#inFlight -= 1;
-    if (status === 0) this.#onSuccess(slot, now - (this.#started[slot] as number), message);
+    if (status === 0) this.#onSuccess(slot, now, message);
     else {
       const name = status === RESET ? "RESET" : (Code[status] ?? `status ${status}`);
       this.#codes[name] = (this.#codes[name] ?? 0) + 1;
@@ -197,11 +202,25 @@ class Load {
     if (this.#stopping && this.#inFlight === 0) this.#done.resolve();
   }
 
-  #onSuccess(slot: number, latency: number, message: Buffer | undefined): void {
+  /** In an open loop that a server has broken off there is nothing more to measure, but much to tell. */
+  #onLost(): void {
+    this.#codes.CONNECTION_LOST = 1;
+    this.#stopping = true;
+  }
+
+  #isMeasured(time: number): boolean {
+    return time >= this.#from && time < this.#until;
+  }
+
+  #onSuccess(slot: number, now: number, message: Buffer | undefined): void {
     if (!message) this.#done.reject(new Error("an answer without a message"));
     else if (this.#answered % SAMPLE === 0) this.#check(slot, message);
     this.#answered += 1;
-    if (!this.#measuring) return;
+    const start = this.#started[slot] as number;
+    const inTime = this.#isMeasured(now);
+    if (inTime) this.#good += 1;
+    if (this.#job.rate === undefined ? !inTime : !this.#isMeasured(start)) return;
+    const latency = now - start;
     if (latency > LATE) this.#late += 1;
     if (this.#counted === this.#latencies.length) {
       const larger = new Float64Array(this.#counted * 2);
@@ -224,7 +243,7 @@ class Load {
 
 async function carryOut(job: LoadJob, mark: (mark: LoadMark) => void): Promise<LoadResult> {
   const template = templateOf(job.rpc, randomBytes(4).toString("hex"));
-  const common = { ":path": template.path, ":authority": `127.0.0.1:${job.port}` };
+  const common = { ":path": template.path, ":authority": "127.0.0.1" };
   const fixed = { "content-type": "application/grpc", te: "trailers" };
   const headers = (await tokensOf(job)).map((token) =>
     headerBlock({ ...common, ...fixed, authorization: `Bearer ${token}` }),

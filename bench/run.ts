@@ -79,7 +79,7 @@ async function measureServer(
 ): Promise<{ cells: Cell[]; responseBytes: number }> {
   const { rpc, items, alone, name } = scenario;
   const job: LoadJob = {
-    ...{ port, rpc, items, echo, users: USERS, secret: stage.secret },
+    ...{ ports: [port], rpc, items, echo, users: USERS, secret: stage.secret },
     ...{ callers: BREAK_IN_CALLERS, timing: { warmup: 0, seconds: Math.min(BREAK_IN, 2 * options.timing.seconds) } },
   };
   await reset(stage.admin);

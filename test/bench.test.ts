@@ -1,10 +1,14 @@
 /** The benchmark as a program: a short run of one scenario, on whatever machine this is. */
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { afterAll, describe, expect, test } from "vitest";
+import { Server, ServerCredentials } from "@grpc/grpc-js";
+import { afterAll, describe, expect, onTestFinished, test } from "vitest";
 import { grpcStatus, headerBlock } from "../bench/hpack.ts";
+import type { LoadJob, LoadMark, LoadResult } from "../bench/load.ts";
+import { nextMessage, startModule, stop } from "../bench/process.ts";
 import { judge } from "../bench/scenario.ts";
 import { run } from "./support/processes.ts";
 
@@ -99,5 +103,74 @@ describe("the parts that a wrong figure could come from", () => {
     ]);
     expect(grpcStatus(Buffer.concat([Buffer.from("0088", "hex"), answer.subarray(1)]))).toBe(8);
     expect(grpcStatus(Buffer.from("88", "hex"))).toBe(-1);
+  });
+});
+
+/** A gRPC server that sends back what it gets, after a while. Tells the most calls that it has had at a time. */
+async function echo(latency = 0) {
+  const keep = (bytes: Buffer): Buffer => bytes;
+  const codec = {
+    requestSerialize: keep,
+    requestDeserialize: keep,
+    responseSerialize: keep,
+    responseDeserialize: keep,
+  };
+  const place = { path: "/shop.v1.OrderService/PlaceOrder", requestStream: false, responseStream: false, ...codec };
+  const calls = { now: 0, most: 0 };
+  const answer = async ({ request }: { request: Buffer }, callback: (error: null, bytes: Buffer) => void) => {
+    calls.now += 1;
+    calls.most = Math.max(calls.most, calls.now);
+    await delay(latency);
+    calls.now -= 1;
+    callback(null, request);
+  };
+  const server = new Server();
+  server.addService({ place }, { place: answer });
+  onTestFinished(() => server.forceShutdown());
+  const { promise, resolve, reject } = Promise.withResolvers<number>();
+  const bound = (error: Error | null, port: number) => (error ? reject(error) : resolve(port));
+  server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), bound);
+  return { port: await promise, calls };
+}
+
+/** What the load generator makes of a job for a second. */
+async function load(job: Pick<LoadJob, "ports" | "rate">): Promise<LoadResult> {
+  const child = startModule(join(import.meta.dirname, "../bench/load.ts"));
+  onTestFinished(() => stop(child));
+  const timing = { warmup: 0, seconds: 1 };
+  const others = { rpc: "place", callers: 64, users: 128, items: 1, secret: "s".repeat(32), echo: true } as const;
+  child.send({ ...others, timing, ...job } satisfies LoadJob);
+  for (;;) {
+    const message = await nextMessage<LoadMark | LoadResult>(child, "the load generator");
+    if (!("mark" in message)) return message;
+  }
+}
+
+describe("the load generator", () => {
+  test("shares its callers evenly between servers", async () => {
+    const servers = [await echo(20), await echo(20)];
+    const result = await load({ ports: servers.map(({ port }) => port) });
+    expect(result).toMatchObject({ cell: { callers: 64, errors: 0 } });
+    expect(servers.map(({ calls }) => calls.most)).toEqual([32, 32]);
+  });
+
+  test("counts in an open loop all that was due, however late it was answered, but as throughput what came in time", async () => {
+    const { port } = await echo(1_500);
+    const result = await load({ ports: [port], rate: 100 });
+    const { cell } = result as Extract<LoadResult, { cell: unknown }>;
+    expect(cell).toMatchObject({ perSecond: 0, errors: 0, dropped: 0 });
+    expect(cell.p50).toBeGreaterThan(1_490);
+    expect(cell.late).toBeGreaterThan(90);
+  });
+
+  test("fails when a server breaks off a closed loop, and tells so of an open one", async () => {
+    const sockets = createServer((socket) => setTimeout(() => socket.destroy(), 300).unref());
+    onTestFinished(() => void sockets.close());
+    await new Promise<void>((resolve) => sockets.listen(0, "127.0.0.1", resolve));
+    const { port } = sockets.address() as AddressInfo;
+    expect(await load({ ports: [port] })).toEqual({ failed: "the server closed the connection" });
+    const result = await load({ ports: [port], rate: 100 });
+    expect(result).toMatchObject({ cell: { perSecond: 0, codes: { CONNECTION_LOST: 1 } }, answered: 0 });
+    expect((result as Extract<LoadResult, { cell: unknown }>).cell.codes?.UNANSWERED).toBeGreaterThan(0);
   });
 });
