@@ -9,6 +9,9 @@ const RANKING = "the ranking counts the units of paid orders, in the hour of the
 /** How long that may take after the last order, and how often to look, in milliseconds. */
 const RANKING_TIMEOUT = 60_000;
 const RANKING_POLL = 50;
+/** When nobody waits for answers any more, a service may still write: until nothing has come for so many milliseconds. */
+const QUIET = 1_000;
+const QUIET_LOOKS = 60;
 
 /** Found by the audit: the numbers of this run mean nothing. */
 export class BrokenInvariant extends Error {
@@ -40,6 +43,19 @@ async function rankingCaughtUp(admin: Client): Promise<boolean> {
   return true;
 }
 
+const STORED = "select from idempotency";
+
+async function writingEnded(admin: Client): Promise<boolean> {
+  let before = -1;
+  for (let look = 0; look < QUIET_LOOKS; look += 1) {
+    const stored = await count(admin, STORED);
+    if (stored === before) return true;
+    before = stored;
+    await delay(QUIET);
+  }
+  return false;
+}
+
 /** Of all variants at once: the stock that each lacks is what was sold of it. */
 const WRONG_STOCK = `
   select v.id from variant v left join (
@@ -55,6 +71,7 @@ const WRONG_STOCK = `
  */
 export async function audit(admin: Client, { what, done, unheard, ranked }: Expected): Promise<void> {
   const broken: string[] = [];
+  if (ranked && unheard > 0 && !(await writingEnded(admin))) broken.push("the service does not stop writing");
   const caughtUp = ranked && (await rankingCaughtUp(admin));
   if (ranked && !caughtUp) broken.push(`the ranking is behind after ${RANKING_TIMEOUT / 1_000} s`);
   for (const [name, query] of Object.entries({ ...invariants, "stock and sales add up": WRONG_STOCK })) {
@@ -62,7 +79,7 @@ export async function audit(admin: Client, { what, done, unheard, ranked }: Expe
     const rows = await count(admin, query);
     if (rows > 0) broken.push(`${rows} rows break "${name}"`);
   }
-  const stored = await count(admin, "select from idempotency");
+  const stored = await count(admin, STORED);
   const effects = (await count(admin, "select from shop_order")) + (await count(admin, "select from issued_coupon"));
   if (stored !== effects) broken.push(`${stored} responses are stored for ${effects} effects`);
   if (stored < done || stored > done + unheard) broken.push(`${done} writes were answered, ${stored} are stored`);

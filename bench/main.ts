@@ -1,13 +1,14 @@
 /**
- * Measures the service beside hand-written SQL, on a Postgres of its own, and audits what is stored after each step.
+ * Measures the service beside hand-written SQL, two processes of it beside one, and in an overload, on a Postgres of its
+ * own; and audits what is stored after each step.
  *
  *     npm run bench
  *     npm run bench -- --scenario place-hot --seconds 5 --json bench.json --svg bench.svg
  *     npm run bench -- --scenario place-hot --rate 2000
  *
- * `--rate`: an open loop, the service alone. `--strict`: exit code 1 when something that must be reached is missed; a
- * broken invariant and a failed transaction of a baseline always end the run with it. `CPU_PROFILE=folder` in the
- * environment: a CPU profile of the service.
+ * `--rate`: an open loop, the service alone (`overload` has one anyway: another rate). `--strict`: exit code 1 when
+ * something that must be reached is missed; a broken invariant and a failed transaction of a baseline always end the run
+ * with it. `CPU_PROFILE=folder` in the environment: a CPU profile of the service.
  */
 import { randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -23,7 +24,7 @@ import { chart } from "./chart.ts";
 import { USERS } from "./data.ts";
 import { hasPgbench } from "./pgbench.ts";
 import { stopAll } from "./process.ts";
-import { describeMachine, machineLine, type Result, resultOf, table, toJson, verdicts } from "./report.ts";
+import { describeMachine, hasMissed, machineLine, type Result, resultOf, table, toJson, verdicts } from "./report.ts";
 import { type Options, runScenario, type Stage } from "./run.ts";
 import { type Scenario, scenarios } from "./scenario.ts";
 
@@ -129,8 +130,7 @@ async function bench({ stage, version }: Prepared, given: Arguments): Promise<nu
   console.log(`\n${[table(results), verdicts(results), clean].filter(Boolean).join("\n\n")}`);
   if (json) writeFileSync(json, toJson(machine, results));
   if (svg) writeFileSync(svg, chart(machine, results));
-  const missed = results.some(({ verdicts: all }) => all.some(({ reached }) => reached === false));
-  return strict && missed ? 1 : 0;
+  return strict && hasMissed(results) ? 1 : 0;
 }
 
 /** Resolves at a signal to stop. */

@@ -6,15 +6,18 @@ export type Cell = {
   perSecond: number;
   p50: number;
   p99: number;
+  /** Calls that had no good answer, the warm-up included. */
   errors: number;
   /** Errors by gRPC code. */
   codes?: Record<string, number>;
-  /** Processor time of the load generator for one request. */
+  /** Processor time of the load generator for one good answer. */
   clientCpu: number | undefined;
-  /** Processor time of the service's process for one request. */
+  /** Processor time of the service's processes for one good answer. */
   serverCpu?: number | undefined;
-  /** The most memory that the service has held so far, in MB. */
+  /** The most memory that a process of the service has held so far, in MB. */
   serverMemory?: number | undefined;
+  /** What it held before its first call, in MB. */
+  serverIdle?: number | undefined;
   /** Open loop only: arrivals a second asked for, those that got no answer, and those answered after `LATE`. */
   rate?: number;
   dropped?: number;

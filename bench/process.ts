@@ -50,6 +50,11 @@ export async function nextMessage<T>(child: ChildProcess, name: string): Promise
   }
 }
 
+/** Whether it still runs. */
+export function isRunning(child: ChildProcess): boolean {
+  return running.has(child);
+}
+
 /** Asks it to stop, and makes it. */
 export async function stop(child: ChildProcess): Promise<void> {
   if (!running.has(child)) return;
@@ -77,11 +82,13 @@ export function cpuOf(pid: number | undefined): number | undefined {
   }
 }
 
-/** The most memory that a process has held, in MB; undefined where there is no /proc. */
-export function memoryOf(pid: number | undefined): number | undefined {
+/** Memory of a process that is resident, now or at its most so far, in MB; undefined where there is no /proc. */
+export function memoryOf(pid: number | undefined, when: "now" | "peak"): number | undefined {
   try {
-    const peak = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
-    return peak === undefined ? undefined : Math.round(Number(peak) / KB_PER_MB);
+    const name = when === "now" ? "VmRSS" : "VmHWM";
+    const status = readFileSync(`/proc/${pid}/status`, "utf8");
+    const size = new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(status)?.[1];
+    return size === undefined ? undefined : Math.round(Number(size) / KB_PER_MB);
   } catch {
     return undefined;
   }

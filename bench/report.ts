@@ -1,7 +1,8 @@
 /** What a run says in the end: lines for people, JSON for programs. */
 import { cpus, totalmem } from "node:os";
 import type { Cell } from "./measure.ts";
-import { compared, judge, type Scenario, type SideName, type Sides, type Verdict } from "./scenario.ts";
+import { judgeMemory, type MemoryVerdict } from "./memory.ts";
+import { compared, judge, nameOf, type Scenario, type SideName, type Sides, type Verdict } from "./scenario.ts";
 
 const MB = 2 ** 20;
 
@@ -24,12 +25,10 @@ export function resultOf(scenario: Scenario, sides: Sides): Result {
   return { scenario, sides, verdicts: scenario.bars.flatMap((bar) => judge(bar, sides) ?? []) };
 }
 
-export const sideNames: Readonly<Record<SideName, string>> = {
-  service: "service",
-  stepwise: "stepwise SQL",
-  oneShot: "one-shot SQL",
-  echo: "bare grpc-js echo",
-};
+/** How much memory the service held in all scenarios together, against what it may hold. */
+export function memoryOf(results: readonly Result[]): MemoryVerdict[] {
+  return judgeMemory(results.flatMap(({ sides }) => Object.values(sides).flat()));
+}
 
 /** With so many digits as are worth reading. */
 function number(value: number | undefined): string {
@@ -38,10 +37,11 @@ function number(value: number | undefined): string {
   return value.toFixed(value >= 10 ? 1 : 2);
 }
 
-function errorText({ errors, codes, dropped, late, rate }: Cell): string {
-  const named = Object.entries(codes ?? {}).map(([code, count]) => `${code} ${count}`);
-  const text = errors > 0 ? `${errors} (${named.join(", ")})` : "0";
-  return rate === undefined ? text : `${text}; ${dropped} dropped, ${late} late of ${rate}/s`;
+function errorText({ codes, dropped = 0, late = 0, rate }: Cell): string {
+  const whole = (count: number) => count.toLocaleString("en-US");
+  const text = Object.entries(codes ?? {}).map(([code, count]) => `${whole(count)} ${code}`);
+  if (rate !== undefined) text.push(`${whole(dropped)} dropped`, `${whole(late)} late`);
+  return text.length > 0 ? text.join(", ") : "0";
 }
 
 const HEAD = [
@@ -61,20 +61,21 @@ function rows({ scenario, sides }: Result): string[][] {
   return Object.entries(sides).flatMap(([side, cells]) =>
     cells.map((cell) => [
       scenario.name,
-      sideNames[side as SideName],
-      ...[cell.callers, cell.perSecond, cell.p50, cell.p99, cell.clientCpu, cell.serverCpu, cell.serverMemory].map(
-        (value, index) => (index === 0 ? String(value) : number(value)),
-      ),
+      nameOf(side as SideName, scenario),
+      cell.rate === undefined ? String(cell.callers) : `${number(cell.rate)}/s`,
+      ...[cell.perSecond, cell.p50, cell.p99, cell.clientCpu, cell.serverCpu, cell.serverMemory].map(number),
       errorText(cell),
     ]),
   );
 }
 
-function verdictText({ against, at, ratio, must, aim, reached, aimed }: Verdict): string {
-  const where = { hot: "", best: " at its best", alone: ", p50" }[at];
+function verdictText({ against, at, ratio, must, aim, reached, aimed }: Verdict, scenario: Scenario): string {
+  const where = { hot: "", best: " at its best", alone: ", p50", overload: "" }[at];
   const sign = at === "alone" ? "at most " : "";
-  const bar = must === undefined ? "" : `  must reach ${sign}${must}x: ${reached ? "PASS" : "MISS"}`;
-  return `${number(ratio)}x ${sideNames[against]}${where}${bar}  aim ${aim}x: ${aimed ? "yes" : "not yet"}`;
+  const wanted =
+    at === "overload" ? "must answer all, with OK or RESOURCE_EXHAUSTED alone" : `must reach ${sign}${must}x`;
+  const bar = reached === undefined ? "" : `  ${wanted}: ${reached ? "PASS" : "MISS"}`;
+  return `${number(ratio)}x ${nameOf(against, scenario)}${where}${bar}  aim ${aim}x: ${aimed ? "yes" : "not yet"}`;
 }
 
 /** Measurements as a table. */
@@ -97,12 +98,23 @@ export function table(results: readonly Result[]): string {
 
 /** What was reached of what must be, a line for each bar. */
 export function verdicts(results: readonly Result[]): string {
-  const width = Math.max(...results.map(({ scenario }) => scenario.name.length));
-  return results
-    .flatMap(({ scenario, verdicts: all }) =>
-      all.map((verdict) => `${scenario.name.padEnd(width)}  ${verdictText(verdict)}`),
-    )
-    .join("\n");
+  const lines = [
+    ...results.flatMap(({ scenario, verdicts: all }) =>
+      all.map((verdict) => [scenario.name, verdictText(verdict, scenario)] as const),
+    ),
+    ...memoryOf(results).map(
+      ({ name, mb, under, reached }) =>
+        [`memory ${name}`, `${mb} MB  must stay under ${under} MB: ${reached ? "PASS" : "MISS"}`] as const,
+    ),
+  ];
+  const width = Math.max(...lines.map(([name]) => name.length));
+  return lines.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n");
+}
+
+/** Whether anything that must be reached was missed. */
+export function hasMissed(results: readonly Result[]): boolean {
+  const all = [...results.flatMap(({ verdicts: some }) => some), ...memoryOf(results)];
+  return all.some(({ reached }) => reached === false);
 }
 
 /** The result as DESIGN's JSON: of each side the measurement that counts, and beside it all of them as `cells`. */
@@ -124,5 +136,5 @@ export function toJson(machine: Machine, results: readonly Result[]): string {
       ...Object.fromEntries(Object.entries(sides).map(sideOf)),
     };
   });
-  return `${JSON.stringify({ machine, scenarios: list }, null, 2)}\n`;
+  return `${JSON.stringify({ machine, memory: memoryOf(results), scenarios: list }, null, 2)}\n`;
 }

@@ -8,6 +8,7 @@ import { Server, ServerCredentials } from "@grpc/grpc-js";
 import { afterAll, describe, expect, onTestFinished, test } from "vitest";
 import { grpcStatus, headerBlock } from "../bench/hpack.ts";
 import type { LoadJob, LoadMark, LoadResult } from "../bench/load.ts";
+import { judgeMemory } from "../bench/memory.ts";
 import { nextMessage, startModule, stop } from "../bench/process.ts";
 import { judge } from "../bench/scenario.ts";
 import { run } from "./support/processes.ts";
@@ -53,6 +54,32 @@ describe("npm run bench", () => {
     expect(readdirSync(scratch)).toEqual([]);
   }, 60_000);
 
+  test("two processes, an overload and memory are in the table, the JSON and the chart", async () => {
+    const json = join(scratch, "result.json");
+    const svg = join(scratch, "result.svg");
+    const options = ["--seconds", "1", "--callers", "64", "--json", json, "--svg", svg];
+    const main = await bench("--scenario", "place-hot-two", "--scenario", "overload", ...options).exited;
+    expect(main.stderr).not.toContain("bench:");
+    expect(main.code).toBe(0);
+    expect(main.stdout).toMatch(/place-hot-two +2 processes +64 /);
+    expect(main.stdout).toMatch(/place-hot-two +[\d.]+x one process +must reach 0.8x: (PASS|MISS) +aim 1x/);
+    expect(main.stdout).toMatch(/overload +overloaded +20,000\/s /);
+    expect(main.stdout).toMatch(/overload +[\d.]+x closed loop +must answer all, .+: (PASS|MISS) +aim 0.5x/);
+    expect(main.stdout).toMatch(/memory idle +\d+ MB +must stay under 200 MB: (PASS|MISS)/);
+    expect(main.stdout).toMatch(/memory 64 callers +\d+ MB +must stay under 600 MB: (PASS|MISS)/);
+    const { memory, scenarios } = JSON.parse(readFileSync(json, "utf8"));
+    expect(memory.map(({ name }: { name: string }) => name)).toEqual(["idle", "64 callers"]);
+    const [two, overload] = scenarios;
+    expect(two).toMatchObject({ name: "place-hot-two", service: { callers: 64 }, one: { callers: 64 } });
+    expect(two.ratio).toBeCloseTo(two.service.perSecond / two.one.perSecond);
+    expect(overload).toMatchObject({ name: "overload", service: { rate: 20_000 }, closed: { callers: 64, errors: 0 } });
+    expect(overload.ratio).toBeCloseTo(overload.service.perSecond / overload.closed.perSecond);
+    expect(readFileSync(svg, "utf8")).toMatch(/<rect class="one"[\s\S]*<rect class="closed"[\s\S]*<\/svg>\n$/);
+    rmSync(json);
+    rmSync(svg);
+    expect(readdirSync(scratch)).toEqual([]);
+  }, 120_000);
+
   test("a run that is interrupted stops everything that it has started", async () => {
     const main = bench("--scenario", "place-alone", "--seconds", "60");
     await main.printed(/Postgres \d+/);
@@ -90,6 +117,35 @@ describe("the parts that a wrong figure could come from", () => {
     expect(judge({ ...bar, at: "best" }, sides)).toMatchObject({ ratio: 2, reached: false });
     expect(judge({ ...bar, at: "alone", must: 2.5, aim: 1.5 }, sides)).toMatchObject({ ratio: 1.5, aimed: true });
     expect(judge({ ...bar, against: "oneShot", at: "hot" }, sides)).toBeUndefined();
+  });
+
+  test("an overload is met when all were answered, and nobody was refused otherwise than for it", () => {
+    const bar = { against: "closed", at: "overload", aim: 0.5 } as const;
+    const judged = (codes: Record<string, number>) =>
+      judge(bar, { service: [{ ...cell, perSecond: 600, rate: 20_000, codes }], closed: [cell] });
+    expect(judged({ ResourceExhausted: 9 })).toMatchObject({ ratio: 0.6, reached: true, aimed: true });
+    expect(judged({})).toMatchObject({ reached: true });
+    expect(judged({ ResourceExhausted: 9, UNANSWERED: 1 })).toMatchObject({ reached: false });
+    expect(judged({ DeadlineExceeded: 1 })).toMatchObject({ reached: false });
+  });
+
+  test("memory is judged by the largest process, idle and with 64 callers in a closed loop", () => {
+    const held = (serverIdle: number | undefined, serverMemory: number, others = {}) => ({
+      ...{ ...cell, serverIdle, serverMemory },
+      ...others,
+    });
+    const cells = [
+      held(150, 300),
+      held(199, 599),
+      held(190, 900, { rate: 20_000 }),
+      held(190, 900, { callers: 65 }),
+      // Not the service.
+      held(undefined, 900),
+    ];
+    const idle = { name: "idle", mb: 199, under: 200, reached: true };
+    expect(judgeMemory(cells)).toEqual([idle, { name: "64 callers", mb: 599, under: 600, reached: true }]);
+    expect(judgeMemory([held(200, 100, { callers: 8 })])).toEqual([{ ...idle, mb: 200, reached: false }]);
+    expect(judgeMemory([cell])).toEqual([]);
   });
 
   test("headers are written as RFC 7541 says, and the status is found among those of an answer", () => {
