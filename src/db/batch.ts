@@ -5,8 +5,9 @@ import { DomainError } from "../error.ts";
 import { type Command, Replayed, type Touch, type Write } from "./command.ts";
 import { isConflict, isDuplicate, isLockTimeout, isUnavailable, toDomainError } from "./conflict.ts";
 import { answerBefore, answerOf, answerTouch } from "./idempotency.ts";
-import { Rows, type Tables, UntouchedRows } from "./rows.ts";
+import { type Handover, Rows, shapeOf, type Tables, UntouchedRows } from "./rows.ts";
 import { Session } from "./session.ts";
+import type { Statement } from "./table.ts";
 
 /** How often a batch is tried before its callers hear CONFLICT. */
 const MAX_ATTEMPTS = 10;
@@ -27,15 +28,22 @@ export type Isolation = "repeatable read" | "read committed";
  * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
  * their keys. And a row that somebody outside keeps locked holds a batch up for a second, not for ever.
  */
-const SETTINGS = `select ${Object.entries({
+const settings = {
   enable_seqscan: "off",
   enable_hashjoin: "off",
   enable_mergejoin: "off",
+  // Planning anew would find the same plan, for a twentieth of what a batch costs Postgres.
+  plan_cache_mode: "force_generic_plan",
   lock_timeout: "1s",
   idle_in_transaction_session_timeout: "30s",
-})
-  .map(([name, value]) => `set_config('${name}', '${value}', true)`)
-  .join(", ")}`;
+};
+const SETTINGS: Statement = {
+  name: "settings",
+  text: `select ${Object.entries(settings)
+    .map(([name, value]) => `set_config('${name}', '${value}', true)`)
+    .join(", ")}`,
+  values: [],
+};
 
 /** A command that waits for its answer. */
 export type Pending = {
@@ -48,10 +56,15 @@ export type Pending = {
   replan(): void;
 };
 
+type Committed = { size: number; attempts: number; durationMs: number; locked: boolean; behind: boolean };
+
 /** What happened while batches ran, for metrics and tests. */
 export type BatchObserver = Readonly<{
-  /** `size` commands were committed or refused after `attempts` attempts in `durationMs`. */
-  committed?(batch: { size: number; attempts: number; durationMs: number; locked: boolean }): void;
+  /**
+   * `size` commands were committed or refused after `attempts` attempts in `durationMs`. `behind`: they were sent while the
+   * batch in front, whose rows they share, was still being written.
+   */
+  committed?(batch: Committed): void;
   /** Another unit of work was faster. */
   conflicted?(batch: { size: number; attempt: number }): void;
   /** A batch that can't be written is run again as two halves. */
@@ -69,6 +82,20 @@ export type BatchOptions = Readonly<{
   isolation: Isolation;
 }>;
 
+/** A batch that is being written, to the one behind it: that need not wait until it is known to be stored. */
+export type Lead = Readonly<{
+  handover: Handover;
+  /** Where it is being written: what is sent there now comes behind it. */
+  session: Session;
+  /** Fails unless the batch was stored, and with it the transaction of those who went on with what it has handed over. */
+  proof: Statement;
+  /** Resolves when the batch has ended, whatever became of it. */
+  ended: Promise<void>;
+}>;
+
+/** Where a batch stands: behind which one, and whom it tells what it leaves to the next one. */
+export type Place = Readonly<{ ahead?: Lead | undefined; lead?: (lead: Lead | undefined) => void }>;
+
 type Outcome = { pending: Pending; result: unknown } | { pending: Pending; error: unknown };
 
 export class BatchRunner {
@@ -80,7 +107,39 @@ export class BatchRunner {
   }
 
   /** Answers every command of the batch. Throws only what the observer throws. */
-  async run(batch: readonly Pending[]): Promise<void> {
+  async run(batch: readonly Pending[], { ahead, lead = () => {} }: Place = {}): Promise<void> {
+    const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+    const offer: Offer = (written) => lead(written && { ...written, ended });
+    try {
+      if (!ahead || !(await this.#runBehind(batch, ahead, offer))) await this.#run(batch, offer);
+    } finally {
+      end();
+    }
+  }
+
+  /** Answers whether it has answered: a batch that can't go on with what the one in front leaves waits for its end. */
+  async #runBehind(batch: readonly Pending[], ahead: Lead, offer: Offer): Promise<boolean> {
+    const start = performance.now();
+    let outcomes: Outcome[] | undefined;
+    try {
+      outcomes = await this.#follow(batch, ahead, offer);
+    } catch (error) {
+      // Whatever else it is, it comes again, or was the fault of the batch in front.
+      if (isUnavailable(error)) {
+        for (const pending of batch) pending.reject(failureOf(error));
+        return true;
+      }
+    }
+    if (!outcomes) {
+      await ahead.ended;
+      return false;
+    }
+    answer(outcomes);
+    this.#committed(batch, { attempts: 1, start, locked: false, behind: true });
+    return true;
+  }
+
+  async #run(batch: readonly Pending[], offer?: Offer): Promise<void> {
     const { observer } = this.#options;
     const start = performance.now();
     for (let attempt = 1; ; attempt += 1) {
@@ -88,7 +147,7 @@ export class BatchRunner {
       const locked = attempt > 1 || start < this.#stormUntil;
       let outcomes: Outcome[];
       try {
-        outcomes = await this.#attempt(batch, locked);
+        outcomes = await this.#attempt(batch, locked, locked ? undefined : offer);
       } catch (error) {
         // Some command of the batch causes it each time: the others need not wait for that one.
         const stuck = isLockTimeout(error) || (isDuplicate(error) && attempt >= MAX_DUPLICATES);
@@ -106,15 +165,22 @@ export class BatchRunner {
         }
         observer.split?.({ size: batch.length, cause: error });
         const middle = Math.ceil(batch.length / 2);
-        await this.run(batch.slice(0, middle));
-        await this.run(batch.slice(middle));
+        await this.#run(batch.slice(0, middle));
+        await this.#run(batch.slice(middle));
         return;
       }
       // Behind the commit nothing may lead to another attempt, an observer that throws neither.
       answer(outcomes);
-      observer.committed?.({ size: batch.length, attempts: attempt, durationMs: performance.now() - start, locked });
+      this.#committed(batch, { attempts: attempt, start, locked, behind: false });
       return;
     }
+  }
+
+  #committed(
+    { length: size }: readonly Pending[],
+    { start, ...rest }: { attempts: number; start: number; locked: boolean; behind: boolean },
+  ): void {
+    this.#options.observer.committed?.({ size, durationMs: performance.now() - start, ...rest });
   }
 
   /**
@@ -122,20 +188,79 @@ export class BatchRunner {
    * since. Locked: it takes the rows first, at READ COMMITTED, where a lock waits and returns the newest row (under a
    * snapshot it would not wait but fail).
    */
-  #attempt(batch: readonly Pending[], locked: boolean): Promise<Outcome[]> {
+  #attempt(batch: readonly Pending[], locked: boolean, offer?: Offer): Promise<Outcome[]> {
     const { pool, tables, clock, isolation } = this.#options;
     return Session.run(pool, async (session) => {
       const rows = new Rows(tables, clock());
-      const touches = batch.flatMap((pending) => pending.touches);
-      const answers = batch.flatMap(({ write }) => (write ? [answerTouch(write)] : []));
+      const { touches, answers } = touchesOf(batch);
       // Answers come behind the locks: a twin of a request that held them has committed its answer by then.
       if (locked) await rows.loadLocked(session, touches, answers, ["begin isolation level read committed", SETTINGS]);
       else await rows.load(session, [...touches, ...answers], [`begin isolation level ${isolation}`, SETTINGS]);
       const outcomes = batch.map((pending) => decide(pending, rows));
-      await session.send([...rows.changes(), "commit"]);
+      const written = session.send([...rows.changes(), "commit"]);
+      if (offer) await this.#leading(written, () => this.#leadOf(session, rows, outcomes), offer);
+      else await written;
       return outcomes;
     });
   }
+
+  /**
+   * One transaction behind that of the batch in front, on the same connection, sent while that one is still being
+   * written. What is taken over from it is not loaded, all else is read beside it. Undefined when that does not do: rows
+   * without a version need a transaction that has read them.
+   */
+  #follow(batch: readonly Pending[], ahead: Lead, offer: Offer): Promise<Outcome[] | undefined> {
+    const { pool, tables, clock } = this.#options;
+    return ahead.session.use(async (session) => {
+      const rows = new Rows(tables, clock());
+      const { touches, answers } = touchesOf(batch);
+      const rest = rows.inherit([...touches, ...answers], ahead.handover);
+      const snapshot = ["begin isolation level repeatable read read only", SETTINGS];
+      if (rest.length > 0) await Session.run(pool, (beside) => rows.load(beside, rest, snapshot, ["commit"]));
+      const outcomes = batch.map((pending) => decide(pending, rows));
+      const changes = rows.changes();
+      if (!rows.guarded) return undefined;
+      const written = session.send(["begin", SETTINGS, ahead.proof, ...changes, "commit"]);
+      // Two in a row at the most: what a third one reads beside them has to be as the first has left it.
+      await this.#leading(written, () => this.#leadOf(session, rows, outcomes), offer, ahead.ended);
+      return outcomes;
+    });
+  }
+
+  /** While a batch is being written, and from a certain moment on, the next one may come behind it. */
+  async #leading(
+    written: Promise<unknown>,
+    leadOf: () => Written | undefined,
+    offer: Offer,
+    from: Promise<void> = Promise.resolve(),
+  ): Promise<void> {
+    let over = false;
+    void from.then(() => over || offer(leadOf()));
+    try {
+      await written;
+    } finally {
+      over = true;
+      offer(undefined);
+    }
+  }
+
+  #leadOf(session: Session, rows: Rows, outcomes: readonly Outcome[]): Written | undefined {
+    const stored = outcomes.find((outcome) => !("error" in outcome) && outcome.pending.write);
+    // Only of what leaves an answer behind it can be proved that it was stored.
+    if (!stored?.pending.write) return undefined;
+    const { entity, key } = answerTouch(stored.pending.write);
+    return { handover: rows.handover(), session, proof: this.#options.tables(entity).proof(shapeOf(key), key) };
+  }
+}
+
+type Written = Omit<Lead, "ended">;
+type Offer = (written: Written | undefined) => void;
+
+function touchesOf(batch: readonly Pending[]): { touches: Touch[]; answers: Touch[] } {
+  return {
+    touches: batch.flatMap((pending) => pending.touches),
+    answers: batch.flatMap(({ write }) => (write ? [answerTouch(write)] : [])),
+  };
 }
 
 /** The decision of one command on the rows as those before it have left them. */

@@ -35,7 +35,7 @@ export class Database {
     const runner = new BatchRunner({ pool, tables, clock, observer, isolation });
     this.#orm = orm;
     this.#clock = clock;
-    this.#commits = new GroupCommit({ ...limits, observer, run: (batch) => runner.run(batch) });
+    this.#commits = new GroupCommit({ ...limits, observer, run: (batch, place) => runner.run(batch, place) });
     this.#loader = new Loader(pool, tables);
   }
 

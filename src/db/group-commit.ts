@@ -1,6 +1,6 @@
 /** Lines up commands and lets those that may run together become one transaction. */
 import { DomainError } from "../error.ts";
-import type { BatchObserver, Pending } from "./batch.ts";
+import type { BatchObserver, Lead, Pending, Place } from "./batch.ts";
 import { answerTouch } from "./idempotency.ts";
 import { touchId } from "./rows.ts";
 
@@ -19,9 +19,12 @@ const OVERLOAD_PAUSE = 100;
 
 type Queued = { readonly pending: Pending; readonly keys: readonly string[]; readonly since: number };
 
+/** A batch that runs. `lead`: what it leaves to the next one, while it is being written and nobody has come behind it. */
+type Running = { lead: Lead | undefined };
+
 export type GroupCommitOptions = Readonly<{
   /** Answers all commands of a batch. */
-  run(batch: readonly Pending[]): Promise<void>;
+  run(batch: readonly Pending[], place: Place): Promise<void>;
   observer: BatchObserver;
   maxBatch?: number;
   maxRunning?: number;
@@ -30,8 +33,9 @@ export type GroupCommitOptions = Readonly<{
 
 /**
  * While a batch is being committed, arriving commands wait; then as many as may run together become the next one. Two
- * batches run at once only when they have no row in common, so a process never conflicts with itself. When nothing
- * waits, a command goes at once.
+ * batches run at once when they have no row in common, or when one comes behind the other: it goes on with the rows as
+ * the other has decided them, and is written behind it. So a process never conflicts with itself. When nothing waits, a
+ * command goes at once.
  *
  * Commands that have a row in common run in the order of their arrival: one that has to wait holds back those behind it
  * that touch its rows, and so waits for nobody who came later.
@@ -47,8 +51,8 @@ export class GroupCommit {
   /** So many at the head of the queue are known to wait for a running batch, and hold back who touches these rows. */
   #blocked = 0;
   readonly #heldBack = new Set<string>();
-  /** Rows of the batches that run. */
-  readonly #busy = new Set<string>();
+  /** Rows of the batches that run, with the last one to run on each. */
+  readonly #busy = new Map<string, Running>();
   #scheduled = false;
 
   constructor(options: GroupCommitOptions) {
@@ -80,17 +84,24 @@ export class GroupCommit {
     setImmediate(() => {
       this.#scheduled = false;
       while (this.#running < this.#maxRunning) {
-        const batch = this.#take();
+        const { batch, behind } = this.#take();
         if (batch.length === 0) return;
-        void this.#start(batch);
+        void this.#start(batch, behind);
       }
     });
   }
 
-  async #start(batch: readonly Queued[]): Promise<void> {
+  async #start(batch: readonly Queued[], behind: Running | undefined): Promise<void> {
     this.#running += 1;
     const keys = batch.flatMap((queued) => queued.keys);
-    for (const key of keys) this.#busy.add(key);
+    const running: Running = { lead: undefined };
+    for (const key of keys) this.#busy.set(key, running);
+    const ahead = behind?.lead;
+    if (behind) behind.lead = undefined;
+    const lead = (offered: Lead | undefined) => {
+      running.lead = offered;
+      if (offered) this.#reconsider();
+    };
     let slow = false;
     const timer = setTimeout(() => {
       if (this.#slow === MAX_SLOW) return;
@@ -100,24 +111,33 @@ export class GroupCommit {
       this.#schedule();
     }, SLOW);
     try {
-      await this.#options.run(batch.map(({ pending }) => pending));
+      await this.#options.run(
+        batch.map(({ pending }) => pending),
+        { ahead, lead },
+      );
     } finally {
       clearTimeout(timer);
-      for (const key of keys) this.#busy.delete(key);
+      for (const key of keys) if (this.#busy.get(key) === running) this.#busy.delete(key);
       if (slow) this.#slow -= 1;
       else this.#running -= 1;
-      this.#blocked = 0;
-      this.#heldBack.clear();
-      this.#schedule();
+      this.#reconsider();
     }
   }
 
+  /** Rows have become free: who waited for them may not have to any more. */
+  #reconsider(): void {
+    this.#blocked = 0;
+    this.#heldBack.clear();
+    this.#schedule();
+  }
+
   /**
-   * The commands that may run now, out of the queue. Only those are looked at that have come since it was last gone
-   * through; when a batch has ended, all.
+   * The commands that may run now, out of the queue, and the batch behind which they have to. Only those are looked at
+   * that have come since it was last gone through; when rows have become free, all.
    */
-  #take(): Queued[] {
+  #take(): { batch: readonly Queued[]; behind: Running | undefined } {
     const batch: Queued[] = [];
+    let behind: Running | undefined;
     const candidates = this.#queue.splice(this.#blocked);
     let position = 0;
     for (; position < candidates.length && batch.length < this.#maxBatch; position += 1) {
@@ -125,16 +145,34 @@ export class GroupCommit {
       const { pending, keys } = queued;
       if (pending.write?.signal.aborted) {
         pending.reject(pending.write.signal.reason);
-      } else if (keys.some((key) => this.#busy.has(key) || this.#heldBack.has(key))) {
+        continue;
+      }
+      const ahead = this.#aheadOf(keys, behind);
+      if (ahead === "wait") {
         for (const key of keys) this.#heldBack.add(key);
         this.#queue.push(queued);
       } else {
+        behind = ahead;
         this.#options.observer.waited?.(performance.now() - queued.since);
         batch.push(queued);
       }
     }
     this.#blocked = this.#queue.length;
     for (; position < candidates.length; position += 1) this.#queue.push(candidates[position] as Queued);
-    return batch;
+    return { batch, behind };
+  }
+
+  /** Behind which running batch a command with these keys may run, where its companions have to be `behind` one. */
+  #aheadOf(keys: readonly string[], behind: Running | undefined): Running | undefined | "wait" {
+    let ahead = behind;
+    for (const key of keys) {
+      if (this.#heldBack.has(key)) return "wait";
+      const running = this.#busy.get(key);
+      if (!running) continue;
+      const { same, changed } = running.lead?.handover ?? {};
+      if (!(same?.has(key) || changed?.has(key)) || (ahead && ahead !== running)) return "wait";
+      ahead = running;
+    }
+    return ahead;
   }
 }

@@ -13,7 +13,7 @@ export class UntouchedRows extends Error {
 }
 
 /** Column names by which rows are asked for, in one order. */
-function shapeOf(key: object): string[] {
+export function shapeOf(key: object): string[] {
   return Object.keys(key).sort();
 }
 
@@ -28,8 +28,22 @@ export function touchId(touch: Touch): string {
   return idOf(touch.entity, touch.key, shapeOf(touch.key));
 }
 
-/** What becomes of a row when the unit of work is written. */
-type Tracked = { table: Table; row: Row; before: readonly string[] | undefined; removed: boolean };
+/** What becomes of a row when the unit of work is written. `changed`: properties, looked up when all is decided. */
+type Tracked = {
+  table: Table;
+  row: Row;
+  before: readonly string[] | undefined;
+  removed: boolean;
+  changed?: readonly string[];
+};
+
+/** What a unit of work that is being written leaves to the one behind it, by the keys under which rows were touched. */
+export type Handover = Readonly<{
+  /** Keys whose rows stay as they are in the database. */
+  same: ReadonlySet<string>;
+  /** The rows of keys that have all changed, as they will be once written. */
+  changed: ReadonlyMap<string, readonly object[]>;
+}>;
 
 /**
  * The rows of a unit of work: each loaded once, found by key, changed by one decision after the other, written at the
@@ -47,14 +61,30 @@ export class Rows implements Tx {
   /** How to undo what the decision at hand has done; undefined between decisions. */
   #journal: (() => void)[] | undefined;
   #seen = new Set<Row>();
+  /** Keys to which a row was added, or of which one was removed. */
+  readonly #regrouped = new Set<string>();
 
   constructor(tables: Tables, now: Date) {
     this.#tables = tables;
     this.now = now;
   }
 
+  /** Takes over what the unit of work in front has changed, and returns what is left to be loaded. */
+  inherit(touches: readonly Touch[], { changed }: Handover): Touch[] {
+    return touches.filter((touch) => {
+      const rows = changed.get(touchId(touch));
+      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row);
+      return !rows;
+    });
+  }
+
   /** What loads everything that is touched: one statement for each entity and shape of key. */
-  async load(session: Session, touches: readonly Touch[], before: readonly string[]): Promise<void> {
+  async load(
+    session: Session,
+    touches: readonly Touch[],
+    before: readonly (Statement | string)[],
+    after: readonly string[] = [],
+  ): Promise<void> {
     const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${shapeOf(touch.key)})`);
     const loads = [...groups.values()].flatMap((group) => {
       const [first] = group;
@@ -62,7 +92,7 @@ export class Rows implements Tx {
       const keys = group.map((touch) => touch.key);
       return [{ touch: first, statement: this.#tables(first.entity).select(shapeOf(first.key), keys) }];
     });
-    const results = await session.send([...before, ...loads.map(({ statement }) => statement)]);
+    const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after]);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
   }
 
@@ -75,7 +105,7 @@ export class Rows implements Tx {
     session: Session,
     touches: readonly Touch[],
     last: readonly Touch[],
-    before: readonly string[],
+    before: readonly (Statement | string)[],
   ): Promise<void> {
     const ordered = this.#declare(touches)
       .map((touch) => ({ touch, id: touchId(touch) }))
@@ -113,6 +143,34 @@ export class Rows implements Tx {
       ...byName.flatMap(([table, rows]) => [...deletesOf(table, rows), ...updatesOf(table, rows)]),
       ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)),
     ];
+  }
+
+  /** Whether every loaded row that is written is guarded by its version, also when it was loaded some time ago. */
+  get guarded(): boolean {
+    return [...this.#tracked.values()].every(
+      ({ table, before, removed, changed }) => !before || (!removed && (table.versioned || !changed?.length)),
+    );
+  }
+
+  /** What the unit of work behind this one may go on with. Call it after `changes`. */
+  handover(): Handover {
+    const same = new Set<string>();
+    const changed = new Map<string, readonly object[]>();
+    const next = new Map<Row, object>();
+    for (const [id, rows] of this.#found) {
+      if (this.#regrouped.has(id)) continue;
+      const tracked = rows.flatMap((row) => this.#tracked.get(row) ?? []);
+      if (!tracked.some((one) => one.changed?.length)) same.add(id);
+      // Of a key with some rows changed the others would be handed on and on, and never be read again.
+      else if (tracked.every((one) => one.table.versioned && one.changed?.length)) {
+        for (const { table, row } of tracked) if (!next.has(row)) next.set(row, table.updated(row));
+        changed.set(
+          id,
+          rows.flatMap((row) => next.get(row) ?? []),
+        );
+      }
+    }
+    return { same, changed };
   }
 
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E {
@@ -182,24 +240,29 @@ export class Rows implements Tx {
     });
   }
 
-  #index({ entity, key }: Touch, results: ResultRows): void {
-    const shape = shapeOf(key);
+  #index(touch: Touch, results: ResultRows): void {
+    const table = this.#tables(touch.entity);
+    for (const values of results) this.#place(touch, table.hydrate(values) as Row);
+  }
+
+  /** A row that is there already stays the one that it is, whatever was loaded of it again. */
+  #place({ entity, key }: Touch, loaded: Row): void {
     const table = this.#tables(entity);
-    for (const values of results) {
-      const loaded = table.hydrate(values) as Row;
-      const identity = `${entity.name}=${table.keyOf(loaded)}`;
-      const row = this.#identity.get(identity) ?? loaded;
-      this.#identity.set(identity, row);
-      if (row === loaded) this.#tracked.set(row, { table, row, before: table.snapshot(row), removed: false });
-      this.#found.get(idOf(entity, row, shape))?.push(row);
-    }
+    const identity = `${entity.name}=${table.keyOf(loaded)}`;
+    const row = this.#identity.get(identity) ?? loaded;
+    this.#identity.set(identity, row);
+    if (row === loaded) this.#tracked.set(row, { table, row, before: table.snapshot(row), removed: false });
+    this.#found.get(idOf(entity, row, shapeOf(key)))?.push(row);
   }
 
   #listsOf(row: Row, change: (rows: Row[]) => void): void {
     const entity = row.constructor as unknown as RowClass<object>;
     for (const shape of this.#shapes.get(entity)?.values() ?? []) {
-      const rows = this.#found.get(idOf(entity, row, shape));
-      if (rows) change(rows);
+      const id = idOf(entity, row, shape);
+      const rows = this.#found.get(id);
+      if (!rows) continue;
+      this.#regrouped.add(id);
+      change(rows);
     }
   }
 }
@@ -222,11 +285,12 @@ function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
 /** Writes what has changed in any of the rows: all of them get the same columns, so that one statement does. */
 function updatesOf(table: Table, rows: readonly Tracked[]): Statement[] {
   const changed = new Set<string>();
-  const dirty = rows.filter(({ row, before, removed }) => {
+  const dirty = rows.filter((tracked) => {
+    const { row, before, removed } = tracked;
     if (!before || removed) return false;
-    const properties = table.changes(row, before);
-    for (const property of properties) changed.add(property);
-    return properties.length > 0;
+    tracked.changed = table.changes(row, before);
+    for (const property of tracked.changed) changed.add(property);
+    return tracked.changed.length > 0;
   });
   return dirty.length > 0 ? [table.update([...changed].sort(), inOrderOfKeys(table, dirty))] : [];
 }

@@ -106,10 +106,16 @@ export class Table {
   lock(properties: readonly string[], key: Row): Statement {
     const columns = properties.map((name) => this.#column(name));
     const text = () => {
-      const where = columns.map(({ field, type }, index) => `${field} = ($${index + 1}::${type}[])[1]`).join(" and ");
-      return `select ${this.#list()} from ${this.#name} where ${where} for update`;
+      return `select ${this.#list()} from ${this.#name} where ${equalities(columns)} for update`;
     };
     return this.#statement(`lock ${properties}`, text, columns, [key]);
+  }
+
+  /** Fails (division by zero) unless there is a row with that key, and with it all behind it in its transaction. */
+  proof(properties: readonly string[], key: Row): Statement {
+    const columns = properties.map((name) => this.#column(name));
+    const text = () => `select 1 / count(*) from ${this.#name} where ${equalities(columns)}`;
+    return this.#statement(`proof ${properties}`, text, columns, [key]);
   }
 
   insert(rows: readonly Row[]): Statement {
@@ -158,6 +164,18 @@ export class Table {
     return row;
   }
 
+  /** Whether an update finds out that somebody else has changed the row since it was loaded. */
+  get versioned(): boolean {
+    return this.#version !== undefined;
+  }
+
+  /** A copy of a changed row as it will be loaded once it is written. */
+  updated(row: Row): object {
+    const copy = Object.assign(Object.create(this.entity.prototype), row) as Row;
+    if (this.#version) copy[this.#version.property] = (row[this.#version.property] as number) + 1;
+    return copy;
+  }
+
   /** What would be written of the row, to be compared later. */
   snapshot(row: Row): readonly string[] {
     return this.#columns.map((column) => (column.generated ? "" : column.toLiteral(row[column.property])));
@@ -196,6 +214,11 @@ export class Table {
     );
     return { ...prepared, values };
   }
+}
+
+/** Of single values that come as arrays of one. */
+function equalities(columns: readonly Column[]): string {
+  return columns.map(({ field, type }, index) => `${field} = ($${index + 1}::${type}[])[1]`).join(" and ");
 }
 
 function parameters(columns: readonly Column[]): string {

@@ -75,12 +75,17 @@ export class Ranking {
   }
 }
 
+/** The events that the ranking is made of; there is an index of them alone. */
+const RANKED = "e.type in ('order.paid', 'order.cancelled')";
+
 type Progress = { waiting: boolean; counted: Date | string | null };
 
 /** Whether events wait to be counted, and the time of the last one that was. */
 async function progressOf(em: EntityManager): Promise<Progress> {
   const [row] = await em.execute<Progress[]>(
-    `select exists (select 1 from event e where (e.xid, e.id) > (p.xid, p.event_id)) as waiting,
+    // Ordered, so that no plan looks for the first of them among all that were counted before.
+    `select (select e.id from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
+              order by e.xid, e.id limit 1) is not null as waiting,
             (select create_time from event where id = p.event_id) as counted
        from ranking_position p where p.name = 'sales'`,
   );
@@ -114,7 +119,7 @@ const PROJECT = `
   ), batch as (
     select e.xid, e.id, e.type, e.payload
       from event e, position p
-     where (e.xid, e.id) > (p.xid, p.event_id) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
+     where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
      order by e.xid, e.id limit ?
   ), sold as (
     select line.variant_id, line.product_id,
@@ -122,7 +127,7 @@ const PROJECT = `
            sum(case batch.type when 'order.paid' then line.quantity else -line.quantity end) as quantity
       from batch,
            jsonb_to_recordset(batch.payload -> 'lines') as line (variant_id uuid, product_id uuid, quantity bigint)
-     where batch.type = 'order.paid' or (batch.type = 'order.cancelled' and batch.payload ->> 'pay_time' is not null)
+     where batch.type = 'order.paid' or batch.payload ->> 'pay_time' is not null
      group by 1, 2, 3
   ), counted as (
     insert into ranking_bucket as bucket (variant_id, product_id, hour, quantity)
