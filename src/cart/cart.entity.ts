@@ -27,6 +27,7 @@ const itemSchema = defineEntity({
     quantity: p.integer(),
     /** The cart's count of changes when it was added: the order in which the cart shows its items. */
     position: p.bigint(),
+    version: p.integer().version(),
   },
   checks: [{ name: "cart_item_quantity_check", expression: `quantity >= 1 and quantity <= ${MAX_QUANTITY}` }],
 });

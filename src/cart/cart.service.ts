@@ -1,4 +1,4 @@
-import { type Touch, type Tx, touch, type Write } from "../db/command.ts";
+import { share, type Touch, type Tx, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Variant } from "../product/product.entity.ts";
@@ -106,7 +106,7 @@ export class Carts {
 
 function touchesOf(userId: string, variantId?: string): Touch[] {
   const own = [touch(User, { id: userId }), touch(Cart, { userId }), touch(CartItem, { userId })];
-  return variantId === undefined ? own : [...own, touch(Variant, { id: variantId })];
+  return variantId === undefined ? own : [...own, share(Variant, { id: variantId })];
 }
 
 function open(tx: Tx, userId: string): Cart {

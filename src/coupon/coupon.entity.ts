@@ -41,6 +41,8 @@ const couponSchema = defineEntity({
     issued: p.integer(),
     perUserLimit: p.integer(),
     createTime: p.datetime(),
+    /** Changes other than of the pieces issued. */
+    edits: p.integer().default(0),
     version: p.integer().version(),
   },
   checks: [
@@ -53,6 +55,8 @@ export type NewCoupon = Terms & Readonly<{ id: string; name: string; totalQuanti
 
 /** A limited number of equal pieces, issued first come, first served. */
 export class Coupon extends couponSchema.class {
+  static readonly counters = ["issued"];
+
   static notFound(key: { id: string }): DomainError {
     return new DomainError("COUPON_NOT_FOUND", "there is no such coupon", { coupon_id: key.id });
   }

@@ -1,5 +1,5 @@
 import { randomUUIDv7 } from "node:crypto";
-import { touch, type Write } from "../db/command.ts";
+import { share, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { byId, type Page, type PageRequest, pageOf } from "../db/page.ts";
 import { DomainError } from "../error.ts";
@@ -63,7 +63,7 @@ export class Coupons {
     return this.#db.write(call, {
       touches: [
         touch(User, { id: userId }),
-        touch(Coupon, { id: couponId }),
+        share(Coupon, { id: couponId }),
         touch(IssuedCoupon, { userId, couponId }),
       ],
       decide: (tx) => {

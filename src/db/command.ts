@@ -15,11 +15,24 @@ export type EntityClass<E extends object, K extends object> = RowClass<E> & { no
 export type Key<E> = { readonly [P in keyof E]?: E[P] & (string | number) };
 
 /** Rows that a command needs loaded, and on which it must not run at the same time as another. */
-export type Touch = Readonly<{ entity: RowClass<object>; key: Readonly<Record<string, string | number>> }>;
+export type Touch = Readonly<{
+  entity: RowClass<object>;
+  key: Readonly<Record<string, string | number>>;
+  /** Other processes may count on it at the same time. */
+  shared?: true;
+}>;
 
 /** Names rows of one entity by columns: `touch(Variant, { id })`. */
 export function touch<E extends object>(entity: RowClass<E>, key: Key<E>): Touch {
   return { entity, key: key as Touch["key"] };
+}
+
+/**
+ * Names rows of which the decision at most counts the counters up or down, and tells nobody what they are then: other
+ * processes may do the same at the same time, and what each has added is added up.
+ */
+export function share<E extends object>(entity: RowClass<E>, key: Key<E>): Touch {
+  return { ...touch(entity, key), shared: true };
 }
 
 /** The state that a decision works on. Only rows that the command touches are there. */

@@ -16,6 +16,22 @@ function hasCode(error: unknown, matches: (code: string) => boolean): boolean {
   return false;
 }
 
+/** What was decided does not go together with what others are doing at the same time. */
+export class Outrun extends Error {
+  override readonly name = "Outrun";
+  /** serialization_failure: as a transaction it can be tried again. */
+  readonly code = "40001";
+
+  constructor(message: string, cause?: unknown) {
+    super(message, { cause });
+  }
+}
+
+/** Whether a CHECK of the schema was broken. */
+export function isBrokenCheck(error: unknown): boolean {
+  return hasCode(error, (code) => code === "23514");
+}
+
 /** A unique index that somebody else filled first. */
 const DUPLICATE = "23505";
 /** Somebody holds a row for longer than a unit of work waits. */

@@ -1,14 +1,16 @@
 import type { EntityManager, MikroORM } from "@mikro-orm/postgresql";
 import type { Pool } from "pg";
 import { DomainError } from "../error.ts";
-import { type BatchObserver, BatchRunner, type Isolation, type Pending } from "./batch.ts";
+import type { BatchObserver, Pending } from "./batch.ts";
 import type { Command, Key, RowClass, Touch, Write } from "./command.ts";
 import { toDomainError } from "./conflict.ts";
 import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
 import { Loader } from "./loader.ts";
 import { poolOf } from "./orm.ts";
 import type { Tables } from "./rows.ts";
+import { BatchRunner } from "./runner.ts";
 import { Table } from "./table.ts";
+import type { Isolation } from "./transaction.ts";
 
 /** How often the rows that a command touches may turn out to be others before its caller hears CONFLICT. */
 const MAX_PLANS = 5;
@@ -17,7 +19,7 @@ export type DatabaseOptions = Readonly<{
   /** The time that decisions see. */
   clock?: () => Date;
   observer?: BatchObserver;
-  /** Of the first attempt. Two guards keep updates from getting lost; a test takes this one away to show the other. */
+  /** Of what is read before a decision; a test takes it away to show what it is for. */
   isolation?: Isolation;
 }> &
   Pick<GroupCommitOptions, "maxBatch" | "maxRunning" | "maxQueued">;

@@ -1,8 +1,7 @@
+import { isFree, type Row, statementsOf, type Tracked } from "./changes.ts";
 import type { EntityClass, Key, RowClass, Touch, Tx } from "./command.ts";
 import type { ResultRows, Session } from "./session.ts";
 import type { Statement, Table } from "./table.ts";
-
-type Row = Record<string, unknown>;
 
 /** Finds the table of an entity. */
 export type Tables = (entity: RowClass<object>) => Table;
@@ -28,21 +27,14 @@ export function touchId(touch: Touch): string {
   return idOf(touch.entity, touch.key, shapeOf(touch.key));
 }
 
-/** What becomes of a row when the unit of work is written. `changed`: properties, looked up when all is decided. */
-type Tracked = {
-  table: Table;
-  row: Row;
-  before: readonly string[] | undefined;
-  removed: boolean;
-  changed?: readonly string[];
-};
-
 /** What a unit of work that is being written leaves to the one behind it, by the keys under which rows were touched. */
 export type Handover = Readonly<{
   /** Keys whose rows stay as they are in the database. */
   same: ReadonlySet<string>;
   /** The rows of keys that have all changed, as they will be once written. */
   changed: ReadonlyMap<string, readonly object[]>;
+  /** Whether something that was touched by another key has been written as well: it can't be read beside this. */
+  covers(touch: Touch): boolean;
 }>;
 
 /**
@@ -63,19 +55,25 @@ export class Rows implements Tx {
   #seen = new Set<Row>();
   /** Keys to which a row was added, or of which one was removed. */
   readonly #regrouped = new Set<string>();
+  /** Keys under which somebody wants to know the row exactly, its counters too. */
+  readonly #exact = new Set<string>();
 
   constructor(tables: Tables, now: Date) {
     this.#tables = tables;
     this.now = now;
   }
 
-  /** Takes over what the unit of work in front has changed, and returns what is left to be loaded. */
-  inherit(touches: readonly Touch[], { changed }: Handover): Touch[] {
-    return touches.filter((touch) => {
+  /**
+   * Takes over what the unit of work in front has changed, and returns what is left to be loaded. Undefined when it has
+   * written what is left too: half of it would be seen, and half not.
+   */
+  inherit(touches: readonly Touch[], { changed, covers }: Handover): Touch[] | undefined {
+    const rest = touches.filter((touch) => {
       const rows = changed.get(touchId(touch));
-      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row);
+      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row, true);
       return !rows;
     });
+    return rest.some(covers) ? undefined : rest;
   }
 
   /** What loads everything that is touched: one statement for each entity and shape of key. */
@@ -97,24 +95,23 @@ export class Rows implements Tx {
   }
 
   /**
-   * Locks and loads everything that is touched, row by row in one order that all replicas share, so that they queue
-   * instead of failing each other. One equality at a time: a lock over several keys does not work on sharded tables.
-   * `last` is loaded behind the locks, and not locked itself.
+   * Locks everything that is touched, row by row in one order that all replicas share, so that they queue instead of
+   * failing each other; then loads it, as those who held the locks have left it. One equality at a time: a lock over
+   * several keys does not work on sharded tables.
    */
   async loadLocked(
     session: Session,
     touches: readonly Touch[],
-    last: readonly Touch[],
+    answers: readonly Touch[],
     before: readonly (Statement | string)[],
   ): Promise<void> {
-    const ordered = this.#declare(touches)
-      .map((touch) => ({ touch, id: touchId(touch) }))
-      .sort((a, b) => (a.id < b.id ? -1 : 1));
-    const locks = ordered.map(({ touch }) => this.#tables(touch.entity).lock(shapeOf(touch.key), touch.key));
-    // Sent in front of the rest: the server takes one lock after the other in this order.
-    const locking = session.send([...before, ...locks]);
-    const [results] = await Promise.all([locking, this.load(session, last, [])]);
-    for (const [index, { touch }] of ordered.entries()) this.#index(touch, results[before.length + index] ?? []);
+    const ordered = [...new Map(touches.map((touch) => [touchId(touch), touch]))]
+      // Rows with counters come last, as they do when they are written.
+      .map(([id, touch]) => ({ touch, table: this.#tables(touch.entity), id }))
+      .sort((a, b) => Number(a.table.counting) - Number(b.table.counting) || (a.id < b.id ? -1 : 1));
+    const locks = ordered.map(({ touch, table }) => table.lock(shapeOf(touch.key), touch.key));
+    // The server takes one lock after the other, in this order, and only then reads.
+    await this.load(session, [...touches, ...answers], [...before, ...locks]);
   }
 
   /** Runs one decision; when it throws, everything it has done is undone before the error goes on. */
@@ -125,31 +122,32 @@ export class Rows implements Tx {
       return decide(this);
     } catch (error) {
       for (const undo of this.#journal.reverse()) undo();
+      for (const row of this.#seen) this.#refuse(row);
       throw error;
     } finally {
       this.#journal = undefined;
     }
   }
 
-  /**
-   * What writes all changes. First those that lock rows, in the order in which `loadLocked` locks them, then new rows,
-   * those that others refer to in front: whoever waits for another process holds nothing that the other waits for.
-   */
+  /** What writes all changes. */
   changes(): Statement[] {
-    const tables = [...Map.groupBy(this.#tracked.values(), ({ table }) => table)];
-    const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
-    const byDepth = tables.toSorted(([a], [b]) => a.depth - b.depth);
-    return [
-      ...byName.flatMap(([table, rows]) => [...deletesOf(table, rows), ...updatesOf(table, rows)]),
-      ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)),
-    ];
+    return statementsOf(this.#tracked.values(), (key) => !this.#exact.has(key));
   }
 
-  /** Whether every loaded row that is written is guarded by its version, also when it was loaded some time ago. */
-  get guarded(): boolean {
-    return [...this.#tracked.values()].every(
-      ({ table, before, removed, changed }) => !before || (!removed && (table.versioned || !changed?.length)),
-    );
+  /** Whether counters are written that others may count at the same time. Call it after `changes`. */
+  get counting(): boolean {
+    return [...this.#tracked.values()].some((one) => isFree(one, (key) => !this.#exact.has(key)));
+  }
+
+  /**
+   * What fails in a transaction behind this one unless this one was stored: a new row with an id that nobody else can have
+   * stored. (An answer would not do: the same request may have been answered by another process.) Undefined without one.
+   */
+  proof(): Statement | undefined {
+    for (const { table, row, before, removed } of this.#tracked.values()) {
+      if (table.ownsId && !before && !removed) return table.proof(row);
+    }
+    return undefined;
   }
 
   /** What the unit of work behind this one may go on with. Call it after `changes`. */
@@ -162,15 +160,17 @@ export class Rows implements Tx {
       const tracked = rows.flatMap((row) => this.#tracked.get(row) ?? []);
       if (!tracked.some((one) => one.changed?.length)) same.add(id);
       // Of a key with some rows changed the others would be handed on and on, and never be read again.
-      else if (tracked.every((one) => one.table.versioned && one.changed?.length)) {
-        for (const { table, row } of tracked) if (!next.has(row)) next.set(row, table.updated(row));
+      else if (tracked.every((one) => one.changed?.length)) {
+        for (const { table, row, counted } of tracked) {
+          if (!next.has(row)) next.set(row, table.updated(row, counted ?? false));
+        }
         changed.set(
           id,
           rows.flatMap((row) => next.get(row) ?? []),
         );
       }
     }
-    return { same, changed };
+    return { same, changed, covers: coverOf([...this.#tracked.values()].filter(isWritten)) };
   }
 
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E {
@@ -195,7 +195,7 @@ export class Rows implements Tx {
     const row = entity as Row;
     if (this.#tracked.has(row)) throw new Error("only new rows can be added");
     const table = this.#tables(entity.constructor as RowClass<object>);
-    this.#tracked.set(row, { table, row, before: undefined, removed: false });
+    this.#tracked.set(row, { table, row, before: undefined, keys: [], removed: false, inherited: false });
     this.#journal?.push(() => this.#tracked.delete(row));
     this.#listsOf(row, (rows) => {
       rows.push(row);
@@ -219,6 +219,11 @@ export class Rows implements Tx {
     });
   }
 
+  #refuse(row: Row): void {
+    const tracked = this.#tracked.get(row);
+    if (tracked) tracked.refused = true;
+  }
+
   /** Takes a copy of a row when a decision first gets hold of it. */
   #remember(row: Row): void {
     if (!this.#journal || this.#seen.has(row)) return;
@@ -232,6 +237,7 @@ export class Rows implements Tx {
     return touches.filter((touch) => {
       const shape = shapeOf(touch.key);
       const id = idOf(touch.entity, touch.key, shape);
+      if (!touch.shared) this.#exact.add(id);
       if (this.#found.has(id)) return false;
       this.#found.set(id, []);
       const shapes = this.#shapes.get(touch.entity) ?? new Map<string, string[]>();
@@ -246,13 +252,17 @@ export class Rows implements Tx {
   }
 
   /** A row that is there already stays the one that it is, whatever was loaded of it again. */
-  #place({ entity, key }: Touch, loaded: Row): void {
+  #place({ entity, key }: Touch, loaded: Row, inherited = false): void {
     const table = this.#tables(entity);
     const identity = `${entity.name}=${table.keyOf(loaded)}`;
     const row = this.#identity.get(identity) ?? loaded;
     this.#identity.set(identity, row);
-    if (row === loaded) this.#tracked.set(row, { table, row, before: table.snapshot(row), removed: false });
-    this.#found.get(idOf(entity, row, shapeOf(key)))?.push(row);
+    if (row === loaded) {
+      this.#tracked.set(row, { table, row, before: table.snapshot(row), keys: [], removed: false, inherited });
+    }
+    const id = idOf(entity, row, shapeOf(key));
+    this.#tracked.get(row)?.keys.push(id);
+    this.#found.get(id)?.push(row);
   }
 
   #listsOf(row: Row, change: (rows: Row[]) => void): void {
@@ -267,30 +277,21 @@ export class Rows implements Tx {
   }
 }
 
-function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Row[] {
-  const keyed = rows.map(({ row }) => ({ row, key: table.keyOf(row) }));
-  return keyed.sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ row }) => row);
+function isWritten({ before, removed, changed }: Tracked): boolean {
+  return !before || removed || (changed !== undefined && changed.length > 0);
 }
 
-function deletesOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const gone = rows.filter(({ removed, before }) => removed && before);
-  return gone.length > 0 ? [table.delete(inOrderOfKeys(table, gone))] : [];
-}
-
-function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const added = rows.filter(({ removed, before }) => !removed && !before);
-  return added.length > 0 ? [table.insert(inOrderOfKeys(table, added))] : [];
-}
-
-/** Writes what has changed in any of the rows: all of them get the same columns, so that one statement does. */
-function updatesOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const changed = new Set<string>();
-  const dirty = rows.filter((tracked) => {
-    const { row, before, removed } = tracked;
-    if (!before || removed) return false;
-    tracked.changed = table.changes(row, before);
-    for (const property of tracked.changed) changed.add(property);
-    return tracked.changed.length > 0;
-  });
-  return dirty.length > 0 ? [table.update([...changed].sort(), inOrderOfKeys(table, dirty))] : [];
+/** Tells of a touch whether it finds one of these rows. */
+function coverOf(written: readonly Tracked[]): (touch: Touch) => boolean {
+  const byEntity = Map.groupBy(written, ({ table }) => table.entity);
+  const byShape = new Map<string, Set<string>>();
+  return ({ entity, key }) => {
+    const rows = byEntity.get(entity);
+    if (!rows) return false;
+    const shape = shapeOf(key);
+    const name = `${entity.name}(${shape})`;
+    const ids = byShape.get(name) ?? new Set(rows.map(({ row }) => idOf(entity, row, shape)));
+    byShape.set(name, ids);
+    return ids.has(idOf(entity, key, shape));
+  };
 }

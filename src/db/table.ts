@@ -23,6 +23,14 @@ type Column = Readonly<{
 
 type Row = Record<string, unknown>;
 
+/**
+ * An entity class may name properties that are only counted up and down by most decisions. Such an entity also has a
+ * property `edits`, of integers that the database starts.
+ */
+type Counting = { readonly counters: readonly string[] };
+
+type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[] }>;
+
 const quoted = (text: string) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
 
 /** By type; a type that is not listed is text. */
@@ -67,6 +75,9 @@ export class Table {
   readonly #byProperty: ReadonlyMap<string, Column>;
   readonly #key: readonly Column[];
   readonly #version: Column | undefined;
+  readonly #counters: readonly string[];
+  /** Counts the changes of a row with counters that were not just counting. */
+  readonly #edits: Column | undefined;
   /** Prepared texts by what they do: there are few, and each is prepared once on a connection. */
   readonly #texts = new Map<string, Omit<Statement, "values">>();
 
@@ -81,6 +92,8 @@ export class Table {
     this.#byProperty = new Map(this.#columns.map((column) => [column.property, column]));
     this.#key = meta.primaryKeys.map((name) => this.#column(name));
     this.#version = meta.versionProperty === undefined ? undefined : this.#column(meta.versionProperty);
+    this.#counters = (meta.class as Partial<Counting>).counters ?? [];
+    this.#edits = this.counting ? this.#column("edits") : undefined;
   }
 
   /** Rows by equality on some columns, for many values at once: `keys` holds the values of each row asked for. */
@@ -106,16 +119,20 @@ export class Table {
   lock(properties: readonly string[], key: Row): Statement {
     const columns = properties.map((name) => this.#column(name));
     const text = () => {
-      return `select ${this.#list()} from ${this.#name} where ${equalities(columns)} for update`;
+      return `select from ${this.#name} where ${equalities(columns)} for update`;
     };
     return this.#statement(`lock ${properties}`, text, columns, [key]);
   }
 
-  /** Fails (division by zero) unless there is a row with that key, and with it all behind it in its transaction. */
-  proof(properties: readonly string[], key: Row): Statement {
-    const columns = properties.map((name) => this.#column(name));
-    const text = () => `select 1 / count(*) from ${this.#name} where ${equalities(columns)}`;
-    return this.#statement(`proof ${properties}`, text, columns, [key]);
+  /** Whether rows are known by an id that is made for each of them. */
+  get ownsId(): boolean {
+    return this.#key.length === 1 && this.#key[0]?.property === "id" && this.#key[0].type === "uuid";
+  }
+
+  /** Fails (division by zero) unless the row is there, and with it all behind it in its transaction. */
+  proof(row: Row): Statement {
+    const text = () => `select 1 / count(*) from ${this.#name} where ${equalities(this.#key)}`;
+    return this.#statement("proof", text, this.#key, [row]);
   }
 
   insert(rows: readonly Row[]): Statement {
@@ -126,8 +143,7 @@ export class Table {
   }
 
   /**
-   * Writes the given properties of rows, each only over the version that was read. The number of rows is checked in the
-   * statement itself: when one is missing it fails (division by zero), and with it a COMMIT that was sent behind it.
+   * Writes the given properties of rows, each only over the version that was read.
    */
   update(properties: readonly string[], rows: readonly Row[]): Statement {
     const changed = properties.map((name) => this.#column(name));
@@ -135,24 +151,53 @@ export class Table {
     const columns = [...guards, ...changed];
     const text = () => {
       const sets = changed.map(({ field }) => `${field} = u.${field}`);
-      if (this.#version) sets.push(`${this.#version.field} = t.${this.#version.field} + 1`);
-      return (
-        `with updated as (update ${this.#name} t set ${sets.join(", ")} ` +
-        `from unnest(${parameters(columns)}) as u (${columns.map(({ field }) => field).join(", ")}) ` +
-        `where ${guards.map(({ field }) => `t.${field} = u.${field}`).join(" and ")} returning 1) ` +
-        `select 1 / (count(*) = cardinality($1::${columns[0]?.type}[]))::int from updated`
+      for (const count of [this.#version, this.#edits]) if (count) sets.push(`${count.field} = t.${count.field} + 1`);
+      return checked(
+        `update ${this.#name} t set ${sets.join(", ")} from ${given(columns, guards)} returning false as moved`,
       );
     };
     return this.#statement(`update ${properties}`, text, columns, rows);
   }
 
-  delete(rows: readonly Row[]): Statement {
+  /**
+   * Adds to the given counters of rows what they differ by from before, whatever others have counted meanwhile: only
+   * everything else has to be as it was read (`edits`), and a CHECK holds the bounds. Tells how many rows had moved on.
+   * `exactly`: only when nobody has counted meanwhile.
+   */
+  count(properties: readonly string[], rows: readonly Counted[], exactly: boolean): Statement {
+    const counters = properties.map((name) => this.#column(name));
+    const [version, edits] = [this.#version, this.#edits];
+    if (!version || !edits) throw new Error(`${this.#name} has no counters`);
+    const guards = exactly ? [...this.#key, edits, version] : [...this.#key, edits];
+    const columns = [...this.#key, edits, version, ...counters];
     const text = () => {
-      const where = this.#key.map(({ field }) => `t.${field} = d.${field}`).join(" and ");
-      const fields = this.#key.map(({ field }) => field).join(", ");
-      return `delete from ${this.#name} t using unnest(${parameters(this.#key)}) as d (${fields}) where ${where}`;
+      const sets = counters.map(({ field }) => `${field} = t.${field} + u.${field}`);
+      sets.push(`${version.field} = t.${version.field} + 1`);
+      const moved = `t.${version.field} <> u.${version.field} + 1 as moved`;
+      return checked(`update ${this.#name} t set ${sets.join(", ")} from ${given(columns, guards)} returning ${moved}`);
     };
-    return this.#statement("delete", text, this.#key, rows);
+    const differences = rows.map(({ row, before }) => {
+      const added = counters.map((column) => {
+        const was = before[this.#columns.indexOf(column)];
+        return [column.property, BigInt(column.toLiteral(row[column.property])) - BigInt(was ?? 0)];
+      });
+      return { ...row, ...Object.fromEntries(added) };
+    });
+    return this.#statement(`count ${exactly} ${properties}`, text, columns, differences);
+  }
+
+  /** Fails unless all rows are there in these versions. */
+  verify(rows: readonly Row[]): Statement {
+    const guards = this.#version ? [...this.#key, this.#version] : this.#key;
+    const text = () => checked(`select false as moved from ${this.#name} t, ${given(guards, guards)}`);
+    return this.#statement("verify", text, guards, rows);
+  }
+
+  /** Deletes rows as `update` changes them: each only as it was read. */
+  delete(rows: readonly Row[]): Statement {
+    const guards = this.#version ? [...this.#key, this.#version] : this.#key;
+    const text = () => checked(`delete from ${this.#name} t using ${given(guards, guards)} returning false as moved`);
+    return this.#statement("delete", text, guards, rows);
   }
 
   /** An entity of what a `select` or `lock` returned for one row. */
@@ -169,10 +214,21 @@ export class Table {
     return this.#version !== undefined;
   }
 
-  /** A copy of a changed row as it will be loaded once it is written. */
-  updated(row: Row): object {
+  /** Whether rows have counters. */
+  get counting(): boolean {
+    return this.#counters.length > 0;
+  }
+
+  isCounter(property: string): boolean {
+    return this.#counters.includes(property);
+  }
+
+  /** A copy of a changed row as it will be loaded once it is written, when nobody else has counted meanwhile. */
+  updated(row: Row, counted: boolean): object {
     const copy = Object.assign(Object.create(this.entity.prototype), row) as Row;
-    if (this.#version) copy[this.#version.property] = (row[this.#version.property] as number) + 1;
+    for (const count of [this.#version, counted ? undefined : this.#edits]) {
+      if (count) copy[count.property] = (row[count.property] as number) + 1;
+    }
     return copy;
   }
 
@@ -214,6 +270,24 @@ export class Table {
     );
     return { ...prepared, values };
   }
+}
+
+/** The rows of the parameters as `u`, where they equal those of the table, `t`, in the columns `guards`. */
+function given(columns: readonly Column[], guards: readonly Column[]): string {
+  const fields = columns.map(({ field }) => field).join(", ");
+  const where = guards.map(({ field }) => `t.${field} = u.${field}`).join(" and ");
+  return `unnest(${parameters(columns)}) as u (${fields}) where ${where}`;
+}
+
+/**
+ * A change of rows that fails (division by zero) unless it has found all of them, and with it a COMMIT that was sent
+ * behind it. It returns how many were not what they had been read as, though what matters was.
+ */
+function checked(change: string): string {
+  return (
+    `with done as (${change}) ` +
+    "select 1 / (count(*) = cardinality($1))::int, count(*) filter (where moved)::int from done"
+  );
 }
 
 /** Of single values that come as arrays of one. */

@@ -2,7 +2,7 @@ import { randomUUIDv7 } from "node:crypto";
 import { Wallet } from "../balance/balance.entity.ts";
 import { Cart, CartItem, inCartOrder } from "../cart/cart.entity.ts";
 import { IssuedCoupon } from "../coupon/coupon.entity.ts";
-import { type Command, type Touch, type Tx, touch, type Write } from "../db/command.ts";
+import { type Command, share, type Touch, type Tx, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { byId, type Page, type PageRequest, pageOf } from "../db/page.ts";
 import { DomainError } from "../error.ts";
@@ -155,7 +155,7 @@ export class Orders {
     const { userId, fromCart, issuedCouponId } = purchase;
     const touches = (lines: readonly WantedLine[]): Touch[] => [
       touch(Wallet, { userId }),
-      ...lines.map((line) => touch(Variant, { id: line.variantId })),
+      ...lines.map((line) => share(Variant, { id: line.variantId })),
       ...(issuedCouponId === undefined ? [] : [touch(IssuedCoupon, { userId, id: issuedCouponId })]),
     ];
     const planned = async () => {

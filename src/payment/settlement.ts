@@ -2,7 +2,7 @@
 import { randomUUIDv7 } from "node:crypto";
 import { Wallet } from "../balance/balance.entity.ts";
 import { IssuedCoupon } from "../coupon/coupon.entity.ts";
-import { type Touch, type Tx, touch } from "../db/command.ts";
+import { share, type Touch, type Tx, touch } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
@@ -40,7 +40,7 @@ export async function touchesToGiveUp(db: Database, orderId: string): Promise<To
   return [
     ...touches,
     touch(Wallet, { userId }),
-    ...lines.map((line) => touch(Variant, { id: line.variantId })),
+    ...lines.map((line) => share(Variant, { id: line.variantId })),
     ...(issuedCouponId === null ? [] : [touch(IssuedCoupon, { userId, id: issuedCouponId })]),
   ];
 }

@@ -64,6 +64,8 @@ const variantSchema = defineEntity({
     name: p.string().length(100),
     price: p.bigint(),
     stock: p.integer(),
+    /** Changes other than of the stock. */
+    edits: p.integer().default(0),
     version: p.integer().version(),
   },
   uniques: [{ properties: ["productId", "position"] }],
@@ -76,6 +78,8 @@ const variantSchema = defineEntity({
 
 /** What is sold: it has the price and the stock. */
 export class Variant extends variantSchema.class {
+  static readonly counters = ["stock"];
+
   static notFound(key: { id: string }): DomainError {
     return new DomainError("VARIANT_NOT_FOUND", "there is no such variant", { variant_id: key.id });
   }

@@ -1,8 +1,8 @@
 /** An observer that fails is no reason to write anything again. */
 import { expect, onTestFinished, test } from "vitest";
 import { entities } from "../../src/app.ts";
-import { BatchRunner } from "../../src/db/batch.ts";
 import { createOrm, poolOf } from "../../src/db/orm.ts";
+import { BatchRunner } from "../../src/db/runner.ts";
 import { Table } from "../../src/db/table.ts";
 import { createDatabase } from "../support/database.ts";
 import { addVariants, open, stockOf, takeOne } from "./harness.ts";

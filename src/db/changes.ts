@@ -1,0 +1,99 @@
+/** What writes the changes of a unit of work. */
+import type { Statement, Table } from "./table.ts";
+
+export type Row = Record<string, unknown>;
+
+/** What becomes of a row. */
+export type Tracked = {
+  readonly table: Table;
+  readonly row: Row;
+  /** As it was loaded; undefined when it is new. */
+  readonly before: readonly string[] | undefined;
+  /** Under which it was touched. */
+  readonly keys: string[];
+  removed: boolean;
+  /** Taken over from a batch that was not stored yet: it has to turn out as that one has left it. */
+  readonly inherited: boolean;
+  /** Somebody was refused who had got hold of it: that must not have been on account of counters that had moved on. */
+  refused?: boolean;
+  /** Properties. Looked up when all is decided. */
+  changed?: readonly string[];
+  /** Only counters have changed. */
+  counted?: boolean;
+};
+
+/**
+ * The statements that write all changes, in one order everywhere, so that processes never wait in a circle: changes of
+ * rows by entity and key, then new rows, those that others refer to in front, and last the rows with counters, since many
+ * want them at once: they are held no longer than for their update and the COMMIT.
+ */
+export function statementsOf(all: Iterable<Tracked>, isShared: (key: string) => boolean): Statement[] {
+  const tables = [...Map.groupBy(all, ({ table }) => table)];
+  const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
+  const byDepth = tables.toSorted(([a], [b]) => a.depth - b.depth);
+  const changesOf = (counting: boolean) =>
+    byName.flatMap(([table, rows]) =>
+      table.counting === counting ? [...deletesOf(table, rows), ...updatesOf(table, rows, isShared)] : [],
+    );
+  return [...changesOf(false), ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)), ...changesOf(true)];
+}
+
+function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Tracked[] {
+  const keyed = rows.map((one) => ({ one, key: table.keyOf(one.row) }));
+  return keyed.sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ one }) => one);
+}
+
+const rowsOf = (table: Table, tracked: readonly Tracked[]) => inOrderOfKeys(table, tracked).map(({ row }) => row);
+
+function assertVersioned(table: Table): void {
+  if (!table.versioned) throw new Error(`${table.entity.name} has no version, so its rows are never changed`);
+}
+
+function deletesOf(table: Table, rows: readonly Tracked[]): Statement[] {
+  const gone = rows.filter(({ removed, before }) => removed && before);
+  if (gone.length === 0) return [];
+  assertVersioned(table);
+  return [table.delete(rowsOf(table, gone))];
+}
+
+function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
+  const added = rows.filter(({ removed, before }) => !removed && !before);
+  return added.length > 0 ? [table.insert(rowsOf(table, added))] : [];
+}
+
+/** Whether others may have counted on the row meanwhile: nobody has learned what its counters are. */
+export function isFree({ counted, changed, inherited, refused, keys }: Tracked, isShared: (key: string) => boolean) {
+  return counted && changed?.length && !inherited && !refused && keys.every(isShared);
+}
+
+/** One statement writes all rows of a kind: each gets the columns that have changed in any of them. */
+function updatesOf(table: Table, rows: readonly Tracked[], isShared: (key: string) => boolean): Statement[] {
+  for (const one of rows) {
+    if (!one.before) continue;
+    one.changed = table.changes(one.row, one.before);
+    one.counted = one.changed.every((property) => table.isCounter(property));
+  }
+  const kept = rows.filter(({ before, removed }) => before && !removed);
+  const kinds = Map.groupBy(kept, (one) => {
+    if (!one.changed?.length) return one.inherited ? "verify" : "same";
+    if (!one.counted) return "update";
+    return isFree(one, isShared) ? "count" : "countExactly";
+  });
+  const statements = (["verify", "update", "countExactly", "count"] as const).flatMap((kind) => {
+    const some = inOrderOfKeys(table, kinds.get(kind) ?? []);
+    const properties = [...new Set(some.flatMap(({ changed }) => changed ?? []))].sort();
+    return some.length > 0 ? [write(table, kind, properties, some)] : [];
+  });
+  if (statements.length > 0) assertVersioned(table);
+  return statements;
+}
+
+type Kind = "verify" | "update" | "countExactly" | "count";
+
+function write(table: Table, kind: Kind, properties: readonly string[], some: readonly Tracked[]): Statement {
+  const rows = some.map(({ row }) => row);
+  if (kind === "verify") return table.verify(rows);
+  if (kind === "update") return table.update(properties, rows);
+  const counted = some.map(({ row, before = [] }) => ({ row, before }));
+  return table.count(properties, counted, kind === "countExactly");
+}

@@ -1,0 +1,133 @@
+/** Runs batches until each of their commands has an answer: tries again after conflicts, and splits what can't be written. */
+import { setTimeout as delay } from "node:timers/promises";
+import { DomainError } from "../error.ts";
+import {
+  answer,
+  type BatchObserver,
+  type Committed,
+  type Lead,
+  type Outcome,
+  type Pending,
+  type Place,
+} from "./batch.ts";
+import { isConflict, isDuplicate, isLockTimeout, isUnavailable, toDomainError } from "./conflict.ts";
+import { type Attempt, type Offer, type TransactionOptions, Transactions } from "./transaction.ts";
+
+/** How often a batch is tried before its callers hear CONFLICT. */
+const MAX_ATTEMPTS = 10;
+/** After so many attempts a unique violation is no race any more: some command of the batch causes it each time. */
+const MAX_DUPLICATES = 3;
+/** How often, for a second each, a command waits for a row that somebody outside keeps locked. */
+const MAX_LOCK_WAITS = 3;
+/** Upper bounds of the pause before a retry, in milliseconds: doubled from the first to the second. */
+const FIRST_PAUSE = 2;
+const LONGEST_PAUSE = 250;
+/** For how long a process that has met another one on its rows reckons with it, in milliseconds. */
+const STORM = 1_000;
+
+export type RunnerOptions = TransactionOptions & Readonly<{ observer: BatchObserver }>;
+
+export class BatchRunner {
+  readonly #observer: BatchObserver;
+  readonly #transactions: Transactions;
+  /** Until then rows are locked before they are read: somebody else has changed them at the same time. */
+  #lockUntil = 0;
+  /** Until then no batch goes on with what the one in front leaves: somebody else is counting on the same rows. */
+  #companyUntil = 0;
+
+  constructor({ observer, ...options }: RunnerOptions) {
+    this.#observer = observer;
+    this.#transactions = new Transactions(options);
+  }
+
+  /** Answers every command of the batch. Throws only what the observer throws. */
+  async run(batch: readonly Pending[], { ahead, lead = () => {} }: Place = {}): Promise<void> {
+    const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+    const offer: Offer = (written) => {
+      if (!written || performance.now() >= this.#companyUntil) lead(written && { ...written, ended });
+    };
+    try {
+      if (!ahead || !(await this.#runBehind(batch, ahead, offer))) await this.#run(batch, offer);
+    } finally {
+      end();
+    }
+  }
+
+  /** Answers whether it has answered: a batch that failed together with the one in front waits for that one's end. */
+  async #runBehind(batch: readonly Pending[], ahead: Lead, offer: Offer): Promise<boolean> {
+    const start = performance.now();
+    let attempt: Attempt;
+    try {
+      attempt = await this.#transactions.optimistic(batch, ahead, offer);
+    } catch (error) {
+      if (isUnavailable(error)) {
+        for (const pending of batch) pending.reject(failureOf(error));
+        return true;
+      }
+      // Whatever else it is, it was the fault of the batch in front, or it comes again.
+      await ahead.ended;
+      return false;
+    }
+    this.#answer(batch, this.#outcomesOf(attempt), { attempts: 1, start, locked: false, behind: true });
+    return true;
+  }
+
+  async #run(batch: readonly Pending[], offer: Offer = () => {}): Promise<void> {
+    const start = performance.now();
+    for (let attempt = 1; ; attempt += 1) {
+      // Who has met another process on its rows waits its turn from then on, until the storm is over.
+      const locked = attempt > 1 || start < this.#lockUntil;
+      let outcomes: Outcome[];
+      try {
+        outcomes = locked
+          ? await this.#transactions.locked(batch)
+          : this.#outcomesOf(await this.#transactions.optimistic(batch, undefined, offer));
+      } catch (error) {
+        // Some command of the batch causes it each time: the others need not wait for that one.
+        const stuck = isLockTimeout(error) || (isDuplicate(error) && attempt >= MAX_DUPLICATES);
+        const last = attempt === (isLockTimeout(error) ? MAX_LOCK_WAITS : MAX_ATTEMPTS);
+        if (isConflict(error) && !last && !(stuck && batch.length > 1)) {
+          this.#observer.conflicted?.({ size: batch.length, attempt });
+          this.#lockUntil = performance.now() + STORM;
+          // Full jitter: those who met once should not meet again.
+          await delay(Math.random() * Math.min(FIRST_PAUSE * 2 ** attempt, LONGEST_PAUSE));
+          continue;
+        }
+        if (batch.length === 1 || isUnavailable(error)) {
+          for (const pending of batch) pending.reject(failureOf(error));
+          return;
+        }
+        this.#observer.split?.({ size: batch.length, cause: error });
+        const middle = Math.ceil(batch.length / 2);
+        await this.#run(batch.slice(0, middle));
+        await this.#run(batch.slice(middle));
+        return;
+      }
+      this.#answer(batch, outcomes, { attempts: attempt, start, locked, behind: false });
+      return;
+    }
+  }
+
+  #outcomesOf({ outcomes, company }: Attempt): Outcome[] {
+    if (company) this.#companyUntil = performance.now() + STORM;
+    return outcomes;
+  }
+
+  /** Behind the commit: nothing may lead to another attempt any more, an observer that throws neither. */
+  #answer(
+    { length: size }: readonly Pending[],
+    outcomes: readonly Outcome[],
+    { start, ...how }: Omit<Committed, "size" | "durationMs"> & { start: number },
+  ): void {
+    answer(outcomes);
+    this.#observer.committed?.({ size, durationMs: performance.now() - start, ...how });
+  }
+}
+
+function failureOf(error: unknown): unknown {
+  if (!isConflict(error)) return toDomainError(error);
+  const message = isLockTimeout(error)
+    ? "somebody keeps the rows locked"
+    : "too many others changed the same rows at the same time";
+  return new DomainError("CONFLICT", message, {}, { retryAfterMs: LONGEST_PAUSE, cause: error });
+}

@@ -1,0 +1,140 @@
+/** One batch, one transaction: load what is touched, decide one command after the other, write everything at once. */
+import type { Pool } from "pg";
+import { decide, type Lead, type Outcome, type Pending } from "./batch.ts";
+import type { Touch } from "./command.ts";
+import { isBrokenCheck, Outrun } from "./conflict.ts";
+import { answerTouch } from "./idempotency.ts";
+import { Rows, type Tables } from "./rows.ts";
+import { Session } from "./session.ts";
+import type { Statement } from "./table.ts";
+
+export type Isolation = "repeatable read" | "read committed";
+
+/**
+ * For one transaction. Rows are always found by index: a plan made while a table is empty would read it from end to end,
+ * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
+ * their keys. And a row that somebody outside keeps locked holds a batch up for a second, not for ever.
+ */
+const settings = {
+  enable_seqscan: "off",
+  enable_hashjoin: "off",
+  enable_mergejoin: "off",
+  // Planning anew would find the same plan, for a twentieth of what a batch costs Postgres.
+  plan_cache_mode: "force_generic_plan",
+  lock_timeout: "1s",
+  idle_in_transaction_session_timeout: "30s",
+};
+const SETTINGS: Statement = {
+  name: "settings",
+  text: `select ${Object.entries(settings)
+    .map(([name, value]) => `set_config('${name}', '${value}', true)`)
+    .join(", ")}`,
+  values: [],
+};
+const BEGIN = "begin isolation level read committed";
+
+export type TransactionOptions = Readonly<{
+  pool: Pool;
+  tables: Tables;
+  clock: () => Date;
+  /** Of what an optimistic transaction reads. Several entities are read in one moment; a test takes that away. */
+  isolation: Isolation;
+}>;
+
+/** What a batch leaves to the next one, from when on it may be taken up, and undefined when it is over. */
+export type Offer = (written: Omit<Lead, "ended"> | undefined) => void;
+
+/** `company`: somebody else is counting on the same rows. */
+export type Attempt = { outcomes: Outcome[]; company: boolean };
+
+export class Transactions {
+  readonly #options: TransactionOptions;
+
+  constructor(options: TransactionOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Takes no locks before it writes: a snapshot is read, and each row is written only over the version that was read, or
+   * counted up and down. Two round trips.
+   *
+   * Behind a batch that is still being written: what that one has changed is taken over instead of read, all else is read
+   * beside it, and everything is sent behind it on the same connection, with the proof that it was stored.
+   *
+   * @throws Outrun when others have counted as well, and there was not enough for both; or it can't go on with what the
+   *   batch in front leaves
+   */
+  optimistic(batch: readonly Pending[], ahead: Lead | undefined, offer: Offer): Promise<Attempt> {
+    const { pool, isolation } = this.#options;
+    const snapshot = [`begin isolation level ${isolation} read only`, SETTINGS];
+    const work = async (session: Session): Promise<Attempt> => {
+      const rows = this.#rows();
+      const { touches, answers } = touchesOf(batch);
+      const all = [...touches, ...answers];
+      const rest = ahead ? rows.inherit(all, ahead.handover) : all;
+      if (!rest) throw new Outrun("it needs rows that the batch in front has not stored yet");
+      const load = (from: Session) => rows.load(from, rest, snapshot, ["commit"]);
+      if (rest.length > 0) await (ahead ? Session.run(pool, load) : load(session));
+      const outcomes = batch.map((pending) => decide(pending, rows));
+      const changes = rows.changes();
+      if (changes.length === 0 && !ahead) return { outcomes, company: false };
+      const first = ahead ? [BEGIN, SETTINGS, ahead.proof] : [BEGIN, SETTINGS];
+      const written = session.send([...first, ...changes, "commit"]);
+      // Two in a row at the most: what a third one reads beside them has to be as the first has left it.
+      const from = ahead?.ended ?? Promise.resolve();
+      const results = await leading(written, from, offer, () => this.#leadOf(session, rows)).catch((error) => {
+        throw rows.counting && isBrokenCheck(error) ? new Outrun("others have counted as well", error) : error;
+      });
+      return { outcomes, company: results.slice(first.length, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
+    };
+    return ahead ? ahead.session.use(work) : Session.run(pool, work);
+  }
+
+  /**
+   * Takes all rows first, at READ COMMITTED, where a lock waits its turn and returns the newest row (under a snapshot it
+   * would not wait but fail). Two round trips.
+   */
+  locked(batch: readonly Pending[]): Promise<Outcome[]> {
+    return Session.run(this.#options.pool, async (session) => {
+      const rows = this.#rows();
+      const { touches, answers } = touchesOf(batch);
+      await rows.loadLocked(session, touches, answers, [BEGIN, SETTINGS]);
+      const outcomes = batch.map((pending) => decide(pending, rows));
+      await session.send([...rows.changes(), "commit"]);
+      return outcomes;
+    });
+  }
+
+  #rows(): Rows {
+    return new Rows(this.#options.tables, this.#options.clock());
+  }
+
+  #leadOf(session: Session, rows: Rows): Omit<Lead, "ended"> | undefined {
+    const proof = rows.proof();
+    return proof && { handover: rows.handover(), session, proof };
+  }
+}
+
+/** While a batch is being written, and from a certain moment on, the next one may come behind it. */
+async function leading<T>(
+  written: Promise<T>,
+  from: Promise<void>,
+  offer: Offer,
+  leadOf: () => Parameters<Offer>[0],
+): Promise<T> {
+  let over = false;
+  void from.then(() => over || offer(leadOf()));
+  try {
+    return await written;
+  } finally {
+    over = true;
+    offer(undefined);
+  }
+}
+
+function touchesOf(batch: readonly Pending[]): { touches: Touch[]; answers: Touch[] } {
+  return {
+    touches: batch.flatMap((pending) => pending.touches),
+    answers: batch.flatMap(({ write }) => (write ? [answerTouch(write)] : [])),
+  };
+}
