@@ -18,13 +18,32 @@ export type Key<E> = { readonly [P in keyof E]?: E[P] & (string | number) };
 export type Touch = Readonly<{
   entity: RowClass<object>;
   key: Readonly<Record<string, string | number>>;
+  /** The columns of the key, in one order. */
+  shape: readonly string[];
+  /** The same text for the same rows. */
+  id: string;
   /** Other processes may count on it at the same time. */
   shared?: true;
 }>;
 
+/** Column names by which rows are asked for, in one order. */
+export function shapeOf(key: object): readonly string[] {
+  const columns = Object.keys(key);
+  return columns.length < 2 ? columns : columns.sort();
+}
+
+/** The same text for the same values of these columns. */
+export function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
+  let id = entity.name;
+  // No stored text holds a NUL, so that none can look like two values.
+  for (const column of shape) id += `\0${column}\0${(key as Record<string, unknown>)[column]}`;
+  return id;
+}
+
 /** Names rows of one entity by columns: `touch(Variant, { id })`. */
 export function touch<E extends object>(entity: RowClass<E>, key: Key<E>): Touch {
-  return { entity, key: key as Touch["key"] };
+  const shape = shapeOf(key);
+  return { entity, key: key as Touch["key"], shape, id: idOf(entity, key, shape) };
 }
 
 /**

@@ -2,7 +2,6 @@
 import { DomainError } from "../error.ts";
 import type { BatchObserver, Lead, Pending, Place } from "./batch.ts";
 import { answerTouch } from "./idempotency.ts";
-import { touchId } from "./rows.ts";
 
 /** The most commands in one transaction. */
 const MAX_BATCH = 128;
@@ -70,9 +69,9 @@ export class GroupCommit {
       return;
     }
     const { write, touches } = pending;
-    const keys = touches.map(touchId);
+    const keys = touches.map(({ id }) => id);
     // A request that is sent twice at once is a conflict with itself.
-    if (write) keys.push(touchId(answerTouch(write)));
+    if (write) keys.push(answerTouch(write).id);
     this.#queue.push({ pending, keys, since: performance.now() });
     this.#schedule();
   }

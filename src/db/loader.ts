@@ -1,8 +1,8 @@
 import DataLoader from "dataloader";
 import type { Pool } from "pg";
-import type { Key, RowClass } from "./command.ts";
+import { idOf, type Key, type RowClass } from "./command.ts";
 import { toDomainError } from "./conflict.ts";
-import { idOf, type Tables } from "./rows.ts";
+import type { Tables } from "./rows.ts";
 import { queryOf } from "./session.ts";
 
 /** The most keys in one query. */

@@ -1,5 +1,5 @@
 import { isFree, type Row, statementsOf, type Tracked } from "./changes.ts";
-import type { EntityClass, Key, RowClass, Touch, Tx } from "./command.ts";
+import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
 import type { ResultRows, Session } from "./session.ts";
 import type { Statement, Table } from "./table.ts";
 
@@ -9,22 +9,6 @@ export type Tables = (entity: RowClass<object>) => Table;
 /** A decision asked for rows that its command did not name: what it was planned on has changed. */
 export class UntouchedRows extends Error {
   override readonly name = "UntouchedRows";
-}
-
-/** Column names by which rows are asked for, in one order. */
-export function shapeOf(key: object): string[] {
-  return Object.keys(key).sort();
-}
-
-/** The same text for the same values of these columns. */
-export function idOf(entity: RowClass<object>, key: object, shape: readonly string[]): string {
-  // No stored text holds a NUL, so that none can look like two values.
-  return `${entity.name}(${shape})=${shape.map((column) => (key as Row)[column]).join("\0")}`;
-}
-
-/** The same text for the same rows, whatever the order of the columns. */
-export function touchId(touch: Touch): string {
-  return idOf(touch.entity, touch.key, shapeOf(touch.key));
 }
 
 /** What a unit of work that is being written leaves to the one behind it, by the keys under which rows were touched. */
@@ -46,7 +30,7 @@ export class Rows implements Tx {
   readonly #tables: Tables;
   readonly #found = new Map<string, Row[]>();
   /** For each entity class the shapes of the keys by which it was asked for. */
-  readonly #shapes = new Map<RowClass<object>, Map<string, string[]>>();
+  readonly #shapes = new Map<RowClass<object>, Map<string, readonly string[]>>();
   readonly #tracked = new Map<Row, Tracked>();
   /** One row for one key, though several touches may find it. */
   readonly #identity = new Map<string, Row>();
@@ -69,7 +53,7 @@ export class Rows implements Tx {
    */
   inherit(touches: readonly Touch[], { changed, covers }: Handover): Touch[] | undefined {
     const rest = touches.filter((touch) => {
-      const rows = changed.get(touchId(touch));
+      const rows = changed.get(touch.id);
       if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row, true);
       return !rows;
     });
@@ -83,12 +67,12 @@ export class Rows implements Tx {
     before: readonly (Statement | string)[],
     after: readonly string[] = [],
   ): Promise<void> {
-    const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${shapeOf(touch.key)})`);
+    const groups = Map.groupBy(this.#declare(touches), ({ entity, shape }) => `${entity.name}(${shape})`);
     const loads = [...groups.values()].flatMap((group) => {
       const [first] = group;
       if (!first) return [];
       const keys = group.map((touch) => touch.key);
-      return [{ touch: first, statement: this.#tables(first.entity).select(shapeOf(first.key), keys) }];
+      return [{ touch: first, statement: this.#tables(first.entity).select(first.shape, keys) }];
     });
     const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after]);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
@@ -105,11 +89,11 @@ export class Rows implements Tx {
     answers: readonly Touch[],
     before: readonly (Statement | string)[],
   ): Promise<void> {
-    const ordered = [...new Map(touches.map((touch) => [touchId(touch), touch]))]
+    const ordered = [...new Map(touches.map((touch) => [touch.id, touch]))]
       // Rows with counters come last, as they do when they are written.
       .map(([id, touch]) => ({ touch, table: this.#tables(touch.entity), id }))
       .sort((a, b) => Number(a.table.counting) - Number(b.table.counting) || (a.id < b.id ? -1 : 1));
-    const locks = ordered.map(({ touch, table }) => table.lock(shapeOf(touch.key), touch.key));
+    const locks = ordered.map(({ touch, table }) => table.lock(touch.shape, touch.key));
     // The server takes one lock after the other, in this order, and only then reads.
     await this.load(session, [...touches, ...answers], [...before, ...locks]);
   }
@@ -235,12 +219,11 @@ export class Rows implements Tx {
   /** Opens an empty list for each key, so that "not there" differs from "not asked for"; drops repetitions. */
   #declare(touches: readonly Touch[]): Touch[] {
     return touches.filter((touch) => {
-      const shape = shapeOf(touch.key);
-      const id = idOf(touch.entity, touch.key, shape);
+      const { id, shape } = touch;
       if (!touch.shared) this.#exact.add(id);
       if (this.#found.has(id)) return false;
       this.#found.set(id, []);
-      const shapes = this.#shapes.get(touch.entity) ?? new Map<string, string[]>();
+      const shapes = this.#shapes.get(touch.entity) ?? new Map<string, readonly string[]>();
       this.#shapes.set(touch.entity, shapes.set(String(shape), shape));
       return true;
     });
@@ -252,7 +235,7 @@ export class Rows implements Tx {
   }
 
   /** A row that is there already stays the one that it is, whatever was loaded of it again. */
-  #place({ entity, key }: Touch, loaded: Row, inherited = false): void {
+  #place({ entity, shape }: Touch, loaded: Row, inherited = false): void {
     const table = this.#tables(entity);
     const identity = `${entity.name}=${table.keyOf(loaded)}`;
     const row = this.#identity.get(identity) ?? loaded;
@@ -260,7 +243,7 @@ export class Rows implements Tx {
     if (row === loaded) {
       this.#tracked.set(row, { table, row, before: table.snapshot(row), keys: [], removed: false, inherited });
     }
-    const id = idOf(entity, row, shapeOf(key));
+    const id = idOf(entity, row, shape);
     this.#tracked.get(row)?.keys.push(id);
     this.#found.get(id)?.push(row);
   }
@@ -285,13 +268,12 @@ function isWritten({ before, removed, changed }: Tracked): boolean {
 function coverOf(written: readonly Tracked[]): (touch: Touch) => boolean {
   const byEntity = Map.groupBy(written, ({ table }) => table.entity);
   const byShape = new Map<string, Set<string>>();
-  return ({ entity, key }) => {
+  return ({ entity, shape, id }) => {
     const rows = byEntity.get(entity);
     if (!rows) return false;
-    const shape = shapeOf(key);
     const name = `${entity.name}(${shape})`;
     const ids = byShape.get(name) ?? new Set(rows.map(({ row }) => idOf(entity, row, shape)));
     byShape.set(name, ids);
-    return ids.has(idOf(entity, key, shape));
+    return ids.has(id);
   };
 }
