@@ -5,10 +5,11 @@
 import { createHash } from "node:crypto";
 import type { EntityMetadata } from "@mikro-orm/core";
 import pg from "pg";
+import { arrayOf, type Codec, codecOf } from "./codec.ts";
 import type { RowClass } from "./command.ts";
 
-/** A prepared statement. Values that are arrays are written as array literals. */
-export type Statement = Readonly<{ name: string; text: string; values: readonly string[] }>;
+/** A prepared statement; its values are arrays in Postgres' binary format. */
+export type Statement = Readonly<{ name: string; text: string; values: readonly Buffer[] }>;
 
 type Column = Readonly<{
   property: string;
@@ -16,9 +17,7 @@ type Column = Readonly<{
   type: string;
   /** Filled by the database when a row is made. */
   generated: boolean;
-  fromDatabase: (value: unknown) => unknown;
-  /** An element of an array literal. */
-  toLiteral: (value: unknown) => string;
+  codec: Codec;
 }>;
 
 type Row = Record<string, unknown>;
@@ -31,37 +30,24 @@ type Counting = { readonly counters: readonly string[] };
 
 type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[] }>;
 
-const quoted = (text: string) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
-
-/** By type; a type that is not listed is text. */
-const codecs: Record<string, Pick<Column, "fromDatabase" | "toLiteral">> = {
-  uuid: { fromDatabase: (value) => value, toLiteral: (value) => value as string },
-  int: { fromDatabase: (value) => value, toLiteral: String },
-  bigint: { fromDatabase: (value) => BigInt(value as string), toLiteral: String },
-  timestamptz: { fromDatabase: (value) => value, toLiteral: (value) => (value as Date).toISOString() },
-  jsonb: { fromDatabase: (value) => value, toLiteral: (value) => quoted(JSON.stringify(value)) },
-  bytea: {
-    fromDatabase: (value) => value,
-    toLiteral: (value) => `"\\\\x${Buffer.from(value as Uint8Array).toString("hex")}"`,
-  },
-  text: { fromDatabase: (value) => value, toLiteral: (value) => quoted(value as string) },
-};
-
 /** The driver's own parsers, whatever else the pool was told. */
 export const driverTypes = pg.types;
 
 function columnOf(meta: EntityMetadata, name: string): Column {
   const prop = meta.properties[name as never] as (typeof meta.props)[number];
   const type = (prop.columnTypes[0] ?? "text").replace(/\(.*\)$/, "").replace("varchar", "text");
-  const codec = codecs[type] ?? (codecs.text as (typeof codecs)[string]);
   return {
     property: prop.name,
     field: `"${prop.fieldNames[0]}"`,
     type,
     generated: prop.version === true || prop.defaultRaw !== undefined,
-    fromDatabase: (value) => (value === null ? null : codec.fromDatabase(value)),
-    toLiteral: (value) => (value == null ? "NULL" : codec.toLiteral(value)),
+    codec: codecOf(type),
   };
+}
+
+/** The same text for the same value; no other value's text holds a NUL. */
+function textOf({ codec }: Column, value: unknown): string {
+  return value === null || value === undefined ? "\0" : codec.toText(value);
 }
 
 const isWritable = (column: Column) => !column.generated;
@@ -179,7 +165,7 @@ export class Table {
     const differences = rows.map(({ row, before }) => {
       const added = counters.map((column) => {
         const was = before[this.#columns.indexOf(column)];
-        return [column.property, BigInt(column.toLiteral(row[column.property])) - BigInt(was ?? 0)];
+        return [column.property, BigInt(textOf(column, row[column.property])) - BigInt(was ?? 0)];
       });
       return { ...row, ...Object.fromEntries(added) };
     });
@@ -204,7 +190,8 @@ export class Table {
   hydrate(values: readonly unknown[]): object {
     const row = Object.create(this.entity.prototype) as Row;
     this.#columns.forEach((column, index) => {
-      row[column.property] = column.fromDatabase(values[index]);
+      const value = values[index];
+      row[column.property] = value === null ? null : column.codec.fromDatabase(value);
     });
     return row;
   }
@@ -234,7 +221,7 @@ export class Table {
 
   /** What would be written of the row, to be compared later. */
   snapshot(row: Row): readonly string[] {
-    return this.#columns.map((column) => (column.generated ? "" : column.toLiteral(row[column.property])));
+    return this.#columns.map((column) => (column.generated ? "" : textOf(column, row[column.property])));
   }
 
   /** The properties that differ from an earlier snapshot. */
@@ -245,7 +232,7 @@ export class Table {
 
   /** The same text for the same row, in the order of the key: rows are written in this order everywhere. */
   keyOf(row: Row): string {
-    return this.#key.map((column) => column.toLiteral(row[column.property])).join(",");
+    return this.#key.map((column) => textOf(column, row[column.property])).join(",");
   }
 
   #column(property: string): Column {
@@ -265,8 +252,11 @@ export class Table {
       prepared = { text: written, name: createHash("sha256").update(written).digest("hex").slice(0, 32) };
       this.#texts.set(use, prepared);
     }
-    const values = columns.map(
-      ({ property, toLiteral }) => `{${rows.map((row) => toLiteral(row[property])).join(",")}}`,
+    const values = columns.map(({ property, codec }) =>
+      arrayOf(
+        codec,
+        rows.map((row) => row[property]),
+      ),
     );
     return { ...prepared, values };
   }
