@@ -5,7 +5,7 @@ import { toDomainError } from "./conflict.ts";
 import { answerBefore, answerOf } from "./idempotency.ts";
 import { type Handover, type Rows, UntouchedRows } from "./rows.ts";
 import type { Session } from "./session.ts";
-import type { Statement } from "./table.ts";
+import type { Statement } from "./statement.ts";
 
 /** A command that waits for its answer. */
 export type Pending = {

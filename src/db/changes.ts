@@ -1,5 +1,6 @@
 /** What writes the changes of a unit of work. */
-import type { Statement, Table } from "./table.ts";
+import type { Statement } from "./statement.ts";
+import { Table } from "./table.ts";
 
 export type Row = Record<string, unknown>;
 
@@ -35,7 +36,7 @@ export function statementsOf(all: Iterable<Tracked>, isShared: (key: string) => 
     byName.flatMap(([table, rows]) =>
       table.counting === counting ? [...deletesOf(table, rows), ...updatesOf(table, rows, isShared)] : [],
     );
-  return [...changesOf(false), ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)), ...changesOf(true)];
+  return [...changesOf(false), ...insertsOf(byDepth), ...changesOf(true)];
 }
 
 function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Tracked[] {
@@ -56,9 +57,12 @@ function deletesOf(table: Table, rows: readonly Tracked[]): Statement[] {
   return [table.delete(rowsOf(table, gone))];
 }
 
-function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const added = rows.filter(({ removed, before }) => !removed && !before);
-  return added.length > 0 ? [table.insert(rowsOf(table, added))] : [];
+function insertsOf(tables: readonly [Table, readonly Tracked[]][]): Statement[] {
+  const parts = tables.flatMap(([table, all]) => {
+    const added = all.filter(({ removed, before }) => !removed && !before);
+    return added.length > 0 ? [{ table, rows: rowsOf(table, added) }] : [];
+  });
+  return parts.length > 0 ? [Table.insert(parts)] : [];
 }
 
 /** Whether others may have counted on the row meanwhile: nobody has learned what its counters are. */

@@ -1,7 +1,8 @@
 import { isFree, type Row, statementsOf, type Tracked } from "./changes.ts";
 import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
 import type { ResultRows, Session } from "./session.ts";
-import type { Statement, Table } from "./table.ts";
+import type { Statement } from "./statement.ts";
+import type { Table } from "./table.ts";
 
 /** Finds the table of an entity. */
 export type Tables = (entity: RowClass<object>) => Table;

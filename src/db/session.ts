@@ -1,6 +1,6 @@
 import type { Writable } from "node:stream";
 import type { Pool, PoolClient, QueryArrayConfig, QueryArrayResult } from "pg";
-import { driverTypes, type Statement } from "./table.ts";
+import { driverTypes, type Statement } from "./statement.ts";
 
 /** A database that says nothing for so long, in milliseconds, is gone, and the connection with it. */
 const SILENCE = 15_000;

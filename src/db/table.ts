@@ -2,23 +2,22 @@
  * Reads and writes the rows of one entity with few statements for many rows: prepared once, with one array for each
  * column. Columns, keys and versions are those of the ORM's metadata.
  */
-import { createHash } from "node:crypto";
 import type { EntityMetadata } from "@mikro-orm/core";
-import pg from "pg";
-import { arrayOf, type Codec, codecOf } from "./codec.ts";
 import type { RowClass } from "./command.ts";
-
-/** A prepared statement; its values are arrays in Postgres' binary format. */
-export type Statement = Readonly<{ name: string; text: string; values: readonly Buffer[] }>;
-
-type Column = Readonly<{
-  property: string;
-  field: string;
-  type: string;
-  /** Filled by the database when a row is made. */
-  generated: boolean;
-  codec: Codec;
-}>;
+import {
+  type Column,
+  checked,
+  columnOf,
+  equalities,
+  given,
+  isWritable,
+  parameters,
+  prepared,
+  type Statement,
+  type Texts,
+  textOf,
+  valuesOf,
+} from "./statement.ts";
 
 type Row = Record<string, unknown>;
 
@@ -30,27 +29,8 @@ type Counting = { readonly counters: readonly string[] };
 
 type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[] }>;
 
-/** The driver's own parsers, whatever else the pool was told. */
-export const driverTypes = pg.types;
-
-function columnOf(meta: EntityMetadata, name: string): Column {
-  const prop = meta.properties[name as never] as (typeof meta.props)[number];
-  const type = (prop.columnTypes[0] ?? "text").replace(/\(.*\)$/, "").replace("varchar", "text");
-  return {
-    property: prop.name,
-    field: `"${prop.fieldNames[0]}"`,
-    type,
-    generated: prop.version === true || prop.defaultRaw !== undefined,
-    codec: codecOf(type),
-  };
-}
-
-/** The same text for the same value; no other value's text holds a NUL. */
-function textOf({ codec }: Column, value: unknown): string {
-  return value === null || value === undefined ? "\0" : codec.toText(value);
-}
-
-const isWritable = (column: Column) => !column.generated;
+/** Those that insert into several tables. */
+const inserts: Texts = new Map();
 
 export class Table {
   readonly entity: RowClass<object>;
@@ -65,7 +45,7 @@ export class Table {
   /** Counts the changes of a row with counters that were not just counting. */
   readonly #edits: Column | undefined;
   /** Prepared texts by what they do: there are few, and each is prepared once on a connection. */
-  readonly #texts = new Map<string, Omit<Statement, "values">>();
+  readonly #texts: Texts = new Map();
 
   constructor(meta: EntityMetadata) {
     this.entity = meta.class as RowClass<object>;
@@ -121,11 +101,24 @@ export class Table {
     return this.#statement("proof", text, this.#key, [row]);
   }
 
-  insert(rows: readonly Row[]): Statement {
-    const columns = this.#columns.filter(isWritable);
-    const fields = columns.map(({ field }) => field).join(", ");
-    const text = () => `insert into ${this.#name} (${fields}) select * from unnest(${parameters(columns)})`;
-    return this.#statement("insert", text, columns, rows);
+  /** New rows of several tables in one statement, which costs less than one for each. */
+  static insert(parts: readonly Readonly<{ table: Table; rows: readonly Row[] }>[]): Statement {
+    const written = parts.map(({ table }) => table.#columns.filter(isWritable));
+    const name = `insert ${parts.map(({ table }) => table.#name)}`;
+    let first = 1;
+    const text = () =>
+      parts
+        .map(({ table }, index) => {
+          const columns = written[index] ?? [];
+          const fields = columns.map(({ field }) => field).join(", ");
+          const insert = `insert into ${table.#name} (${fields}) select * from unnest(${parameters(columns, first)})`;
+          first += columns.length;
+          if (index === parts.length - 1) return insert;
+          return `${index === 0 ? "with " : ""}i${index} as (${insert})${index === parts.length - 2 ? "" : ","}`;
+        })
+        .join(" ");
+    const values = parts.flatMap(({ rows }, index) => valuesOf(written[index] ?? [], rows));
+    return { ...prepared(inserts, name, text), values };
   }
 
   /**
@@ -246,45 +239,6 @@ export class Table {
   }
 
   #statement(use: string, text: () => string, columns: readonly Column[], rows: readonly Row[]): Statement {
-    let prepared = this.#texts.get(use);
-    if (!prepared) {
-      const written = text();
-      prepared = { text: written, name: createHash("sha256").update(written).digest("hex").slice(0, 32) };
-      this.#texts.set(use, prepared);
-    }
-    const values = columns.map(({ property, codec }) =>
-      arrayOf(
-        codec,
-        rows.map((row) => row[property]),
-      ),
-    );
-    return { ...prepared, values };
+    return { ...prepared(this.#texts, use, text), values: valuesOf(columns, rows) };
   }
-}
-
-/** The rows of the parameters as `u`, where they equal those of the table, `t`, in the columns `guards`. */
-function given(columns: readonly Column[], guards: readonly Column[]): string {
-  const fields = columns.map(({ field }) => field).join(", ");
-  const where = guards.map(({ field }) => `t.${field} = u.${field}`).join(" and ");
-  return `unnest(${parameters(columns)}) as u (${fields}) where ${where}`;
-}
-
-/**
- * A change of rows that fails (division by zero) unless it has found all of them, and with it a COMMIT that was sent
- * behind it. It returns how many were not what they had been read as, though what matters was.
- */
-function checked(change: string): string {
-  return (
-    `with done as (${change}) ` +
-    "select 1 / (count(*) = cardinality($1))::int, count(*) filter (where moved)::int from done"
-  );
-}
-
-/** Of single values that come as arrays of one. */
-function equalities(columns: readonly Column[]): string {
-  return columns.map(({ field, type }, index) => `${field} = ($${index + 1}::${type}[])[1]`).join(" and ");
-}
-
-function parameters(columns: readonly Column[]): string {
-  return columns.map(({ type }, index) => `$${index + 1}::${type}[]`).join(", ");
 }

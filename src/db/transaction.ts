@@ -6,7 +6,7 @@ import { isBrokenCheck, Outrun } from "./conflict.ts";
 import { answerTouch } from "./idempotency.ts";
 import { Rows, type Tables } from "./rows.ts";
 import { Session } from "./session.ts";
-import type { Statement } from "./table.ts";
+import type { Statement } from "./statement.ts";
 
 export type Isolation = "repeatable read" | "read committed";
 

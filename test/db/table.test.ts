@@ -240,7 +240,7 @@ test("a statement has one name, and a name one statement", async () => {
     const table = new Table(meta);
     const properties = meta.props.filter((prop) => prop.hydrate !== false).map((prop) => prop.name);
     const row = Object.fromEntries(properties.map((property) => [property, null]));
-    const uses = [table.insert([row]), table.delete([row])];
+    const uses = [Table.insert([{ table, rows: [row] }]), table.delete([row])];
     for (const first of properties) {
       uses.push(table.select([first], [row]), table.lock([first], row), table.update([first], [row]));
       for (const second of properties) {

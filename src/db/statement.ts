@@ -1,0 +1,87 @@
+/** Prepared statements, and the parts that they are written with. */
+import { createHash } from "node:crypto";
+import type { EntityMetadata } from "@mikro-orm/core";
+import pg from "pg";
+import { arrayOf, type Codec, codecOf } from "./codec.ts";
+
+/** A prepared statement; its values are arrays in Postgres' binary format. */
+export type Statement = Readonly<{ name: string; text: string; values: readonly Buffer[] }>;
+
+export type Column = Readonly<{
+  property: string;
+  field: string;
+  type: string;
+  /** Filled by the database when a row is made. */
+  generated: boolean;
+  codec: Codec;
+}>;
+
+/** The driver's own parsers, whatever else the pool was told. */
+export const driverTypes = pg.types;
+
+export function columnOf(meta: EntityMetadata, name: string): Column {
+  const prop = meta.properties[name as never] as (typeof meta.props)[number];
+  const type = (prop.columnTypes[0] ?? "text").replace(/\(.*\)$/, "").replace("varchar", "text");
+  return {
+    property: prop.name,
+    field: `"${prop.fieldNames[0]}"`,
+    type,
+    generated: prop.version === true || prop.defaultRaw !== undefined,
+    codec: codecOf(type),
+  };
+}
+
+/** The same text for the same value; no other value's text holds a NUL. */
+export function textOf({ codec }: Column, value: unknown): string {
+  return value === null || value === undefined ? "\0" : codec.toText(value);
+}
+
+export const isWritable = (column: Column) => !column.generated;
+
+export type Texts = Map<string, Omit<Statement, "values">>;
+
+export function prepared(texts: Texts, use: string, text: () => string): Omit<Statement, "values"> {
+  let statement = texts.get(use);
+  if (!statement) {
+    const written = text();
+    statement = { text: written, name: createHash("sha256").update(written).digest("hex").slice(0, 32) };
+    texts.set(use, statement);
+  }
+  return statement;
+}
+
+export function valuesOf(columns: readonly Column[], rows: readonly Readonly<Record<string, unknown>>[]): Buffer[] {
+  return columns.map(({ property, codec }) =>
+    arrayOf(
+      codec,
+      rows.map((row) => row[property]),
+    ),
+  );
+}
+
+/** The rows of the parameters as `u`, where they equal those of the table, `t`, in the columns `guards`. */
+export function given(columns: readonly Column[], guards: readonly Column[]): string {
+  const fields = columns.map(({ field }) => field).join(", ");
+  const where = guards.map(({ field }) => `t.${field} = u.${field}`).join(" and ");
+  return `unnest(${parameters(columns)}) as u (${fields}) where ${where}`;
+}
+
+/**
+ * A change of rows that fails (division by zero) unless it has found all of them, and with it a COMMIT that was sent
+ * behind it. It returns how many were not what they had been read as, though what matters was.
+ */
+export function checked(change: string): string {
+  return (
+    `with done as (${change}) ` +
+    "select 1 / (count(*) = cardinality($1))::int, count(*) filter (where moved)::int from done"
+  );
+}
+
+/** Of single values that come as arrays of one. */
+export function equalities(columns: readonly Column[]): string {
+  return columns.map(({ field, type }, index) => `${field} = ($${index + 1}::${type}[])[1]`).join(" and ");
+}
+
+export function parameters(columns: readonly Column[], first = 1): string {
+  return columns.map(({ type }, index) => `$${first + index}::${type}[]`).join(", ");
+}
