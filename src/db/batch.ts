@@ -5,9 +5,10 @@ import { DomainError } from "../error.ts";
 import { type Command, Replayed, type Touch, type Write } from "./command.ts";
 import { isConflict, isDuplicate, isLockTimeout, isUnavailable, toDomainError } from "./conflict.ts";
 import { answerBefore, answerOf, answerTouch } from "./idempotency.ts";
-import { type Handover, Rows, shapeOf, type Tables, UntouchedRows } from "./rows.ts";
-import { Session } from "./session.ts";
+import { type Handover, Rows, type Tables, UntouchedRows } from "./rows.ts";
+import { type ResultRows, Session } from "./session.ts";
 import type { Statement } from "./table.ts";
+import { IDENTIFIED, proofOf, SETTINGS } from "./transaction.ts";
 
 /** How often a batch is tried before its callers hear CONFLICT. */
 const MAX_ATTEMPTS = 10;
@@ -22,28 +23,6 @@ const LONGEST_PAUSE = 250;
 const STORM = 1_000;
 
 export type Isolation = "repeatable read" | "read committed";
-
-/**
- * For one transaction. Rows are always found by index: a plan made while a table is empty would read it from end to end,
- * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
- * their keys. And a row that somebody outside keeps locked holds a batch up for a second, not for ever.
- */
-const settings = {
-  enable_seqscan: "off",
-  enable_hashjoin: "off",
-  enable_mergejoin: "off",
-  // Planning anew would find the same plan, for a twentieth of what a batch costs Postgres.
-  plan_cache_mode: "force_generic_plan",
-  lock_timeout: "1s",
-  idle_in_transaction_session_timeout: "30s",
-};
-const SETTINGS: Statement = {
-  name: "settings",
-  text: `select ${Object.entries(settings)
-    .map(([name, value]) => `set_config('${name}', '${value}', true)`)
-    .join(", ")}`,
-  values: [],
-};
 
 /** A command that waits for its answer. */
 export type Pending = {
@@ -87,7 +66,7 @@ export type Lead = Readonly<{
   handover: Handover;
   /** Where it is being written: what is sent there now comes behind it. */
   session: Session;
-  /** Fails unless the batch was stored, and with it the transaction of those who went on with what it has handed over. */
+  /** Fails unless this very attempt was stored, and with it the transaction of those who went on with its rows. */
   proof: Statement;
   /** Resolves when the batch has ended, whatever became of it. */
   ended: Promise<void>;
@@ -193,12 +172,14 @@ export class BatchRunner {
     return Session.run(pool, async (session) => {
       const rows = new Rows(tables, clock());
       const { touches, answers } = touchesOf(batch);
+      let begun: ResultRows[] = [];
       // Answers come behind the locks: a twin of a request that held them has committed its answer by then.
       if (locked) await rows.loadLocked(session, touches, answers, ["begin isolation level read committed", SETTINGS]);
-      else await rows.load(session, [...touches, ...answers], [`begin isolation level ${isolation}`, SETTINGS]);
+      else
+        begun = await rows.load(session, [...touches, ...answers], [`begin isolation level ${isolation}`, IDENTIFIED]);
       const outcomes = batch.map((pending) => decide(pending, rows));
       const written = session.send([...rows.changes(), "commit"]);
-      if (offer) await this.#leading(written, () => this.#leadOf(session, rows, outcomes), offer);
+      if (offer) await leading(written, Promise.resolve(begun), { session, rows, outcomes }, offer);
       else await written;
       return outcomes;
     });
@@ -220,39 +201,41 @@ export class BatchRunner {
       const outcomes = batch.map((pending) => decide(pending, rows));
       const changes = rows.changes();
       if (!rows.guarded) return undefined;
-      const written = session.send(["begin", SETTINGS, ahead.proof, ...changes, "commit"]);
-      // Two in a row at the most: what a third one reads beside them has to be as the first has left it.
-      await this.#leading(written, () => this.#leadOf(session, rows, outcomes), offer, ahead.ended);
+      const begun = session.send(["begin", IDENTIFIED, ahead.proof]);
+      const written = Promise.all([begun, session.send([...changes, "commit"])]);
+      // Two in a row at the most: what a third one reads beside them has to be as the first has left it. And so it is as
+      // soon as this one has begun, behind the commit of the first.
+      await leading(written, begun, { session, rows, outcomes }, offer);
       return outcomes;
     });
   }
+}
 
-  /** While a batch is being written, and from a certain moment on, the next one may come behind it. */
-  async #leading(
-    written: Promise<unknown>,
-    leadOf: () => Written | undefined,
-    offer: Offer,
-    from: Promise<void> = Promise.resolve(),
-  ): Promise<void> {
-    let over = false;
-    void from.then(() => over || offer(leadOf()));
-    try {
-      await written;
-    } finally {
-      over = true;
-      offer(undefined);
-    }
-  }
-
-  #leadOf(session: Session, rows: Rows, outcomes: readonly Outcome[]): Written | undefined {
-    const stored = outcomes.find((outcome) => !("error" in outcome) && outcome.pending.write);
-    // Only of what leaves an answer behind it can be proved that it was stored.
-    if (!stored?.pending.write) return undefined;
-    const { entity, key } = answerTouch(stored.pending.write);
-    return { handover: rows.handover(), session, proof: this.#options.tables(entity).proof(shapeOf(key), key) };
+/** While a batch is being written, and as soon as its transaction has begun, the next one may come behind it. */
+async function leading(
+  written: Promise<unknown>,
+  begun: Promise<ResultRows[]>,
+  unit: Unit,
+  offer: Offer,
+): Promise<void> {
+  let over = false;
+  const start = ([, identified]: ResultRows[]) => over || offer(leadOf(unit, identified?.[0]?.[0]));
+  void begun.then(start, () => {});
+  try {
+    await written;
+  } finally {
+    over = true;
+    offer(undefined);
   }
 }
 
+/** Nobody comes behind a batch that has answered no caller's write: it has written nothing, or is upkeep. */
+function leadOf({ session, rows, outcomes }: Unit, transaction: unknown): Written | undefined {
+  if (!outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write)) return undefined;
+  return { handover: rows.handover(), session, proof: proofOf(transaction as string) };
+}
+
+type Unit = Readonly<{ session: Session; rows: Rows; outcomes: readonly Outcome[] }>;
 type Written = Omit<Lead, "ended">;
 type Offer = (written: Written | undefined) => void;
 

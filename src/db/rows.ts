@@ -78,13 +78,13 @@ export class Rows implements Tx {
     });
   }
 
-  /** What loads everything that is touched: one statement for each entity and shape of key. */
+  /** Loads everything that is touched, with one statement for each entity and shape of key. Returns what `before` has. */
   async load(
     session: Session,
     touches: readonly Touch[],
     before: readonly (Statement | string)[],
     after: readonly string[] = [],
-  ): Promise<void> {
+  ): Promise<ResultRows[]> {
     const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${shapeOf(touch.key)})`);
     const loads = [...groups.values()].flatMap((group) => {
       const [first] = group;
@@ -94,6 +94,7 @@ export class Rows implements Tx {
     });
     const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after]);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
+    return results.slice(0, before.length);
   }
 
   /**

@@ -111,13 +111,6 @@ export class Table {
     return this.#statement(`lock ${properties}`, text, columns, [key]);
   }
 
-  /** Fails (division by zero) unless there is a row with that key, and with it all behind it in its transaction. */
-  proof(properties: readonly string[], key: Row): Statement {
-    const columns = properties.map((name) => this.#column(name));
-    const text = () => `select 1 / count(*) from ${this.#name} where ${equalities(columns)}`;
-    return this.#statement(`proof ${properties}`, text, columns, [key]);
-  }
-
   insert(rows: readonly Row[]): Statement {
     const columns = this.#columns.filter(isWritable);
     const fields = columns.map(({ field }) => field).join(", ");
