@@ -100,19 +100,20 @@ export class BatchRunner {
   async #runBehind(batch: readonly Pending[], ahead: Lead, offer: Offer): Promise<boolean> {
     const start = performance.now();
     let outcomes: Outcome[] | undefined;
+    let lost: unknown;
     try {
       outcomes = await this.#follow(batch, ahead, offer);
     } catch (error) {
       // Whatever else it is, it comes again, or was the fault of the batch in front.
-      if (isUnavailable(error)) {
-        for (const pending of batch) pending.reject(failureOf(error));
-        return true;
-      }
+      if (isUnavailable(error)) lost = error;
     }
-    if (!outcomes) {
-      await ahead.ended;
-      return false;
+    // Answers go out in order; and the rows are not free for others before the batch in front has ended, too.
+    await ahead.ended;
+    if (lost) {
+      for (const pending of batch) pending.reject(failureOf(lost));
+      return true;
     }
+    if (!outcomes) return false;
     answer(outcomes);
     this.#committed(batch, { attempts: 1, start, locked: false, behind: true });
     return true;
