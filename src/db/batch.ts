@@ -197,6 +197,8 @@ export class BatchRunner {
       const rows = new Rows(tables, clock());
       const { touches, answers } = touchesOf(batch);
       const rest = rows.inherit([...touches, ...answers], ahead.handover);
+      // Whoever keeps a connection while waiting for another one may wait for ever.
+      if (rest.length > 0 && !hasRoom(pool)) return undefined;
       const snapshot = ["begin isolation level repeatable read read only", SETTINGS];
       if (rest.length > 0) await Session.run(pool, (beside) => rows.load(beside, rest, snapshot, ["commit"]));
       const outcomes = batch.map((pending) => decide(pending, rows));
@@ -234,6 +236,11 @@ async function leading(
 function leadOf({ session, rows, outcomes }: Unit, transaction: unknown): Written | undefined {
   if (!outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write)) return undefined;
   return { handover: rows.handover(), session, proof: proofOf(transaction as string) };
+}
+
+/** Whether a connection is to be had at once. */
+function hasRoom(pool: Pool): boolean {
+  return pool.waitingCount === 0 && (pool.idleCount > 0 || pool.totalCount < pool.options.max);
 }
 
 type Unit = Readonly<{ session: Session; rows: Rows; outcomes: readonly Outcome[] }>;
