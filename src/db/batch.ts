@@ -198,7 +198,7 @@ export class BatchRunner {
       const { touches, answers } = touchesOf(batch);
       const rest = rows.inherit([...touches, ...answers], ahead.handover);
       // Whoever keeps a connection while waiting for another one may wait for ever.
-      if (rest.length > 0 && !hasRoom(pool)) return undefined;
+      if (!rest || (rest.length > 0 && !hasRoom(pool))) return undefined;
       const snapshot = ["begin isolation level repeatable read read only", SETTINGS];
       if (rest.length > 0) await Session.run(pool, (beside) => rows.load(beside, rest, snapshot, ["commit"]));
       const outcomes = batch.map((pending) => decide(pending, rows));

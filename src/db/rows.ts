@@ -1,3 +1,4 @@
+import { changesOf, type Tracked } from "./changes.ts";
 import type { EntityClass, Key, RowClass, Touch, Tx } from "./command.ts";
 import type { ResultRows, Session } from "./session.ts";
 import type { Statement, Table } from "./table.ts";
@@ -28,21 +29,14 @@ export function touchId(touch: Touch): string {
   return idOf(touch.entity, touch.key, shapeOf(touch.key));
 }
 
-/** What becomes of a row when the unit of work is written. `changed`: properties, looked up when all is decided. */
-type Tracked = {
-  table: Table;
-  row: Row;
-  before: readonly string[] | undefined;
-  removed: boolean;
-  changed?: readonly string[];
-};
-
 /** What a unit of work that is being written leaves to the one behind it, by the keys under which rows were touched. */
 export type Handover = Readonly<{
   /** Keys whose rows stay as they are in the database. */
   same: ReadonlySet<string>;
   /** The rows of keys that have all changed, as they will be once written. */
   changed: ReadonlyMap<string, readonly object[]>;
+  /** All that is written, by entity, whatever the keys by which others look for it. */
+  written: ReadonlyMap<string, readonly Tracked[]>;
 }>;
 
 /**
@@ -69,13 +63,17 @@ export class Rows implements Tx {
     this.now = now;
   }
 
-  /** Takes over what the unit of work in front has changed, and returns what is left to be loaded. */
-  inherit(touches: readonly Touch[], { changed }: Handover): Touch[] {
-    return touches.filter((touch) => {
+  /**
+   * Takes over what the unit of work in front has changed, and returns what is left to be loaded. Undefined when that
+   * can't be loaded yet: the one in front writes some of it, though it has not touched these keys.
+   */
+  inherit(touches: readonly Touch[], { changed, written }: Handover): Touch[] | undefined {
+    const rest = touches.filter((touch) => {
       const rows = changed.get(touchId(touch));
       if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row);
       return !rows;
     });
+    return findsAny(rest, written) ? undefined : rest;
   }
 
   /** Loads everything that is touched, with one statement for each entity and shape of key. Returns what `before` has. */
@@ -85,12 +83,10 @@ export class Rows implements Tx {
     before: readonly (Statement | string)[],
     after: readonly string[] = [],
   ): Promise<ResultRows[]> {
-    const groups = Map.groupBy(this.#declare(touches), (touch) => `${touch.entity.name}(${shapeOf(touch.key)})`);
-    const loads = [...groups.values()].flatMap((group) => {
-      const [first] = group;
-      if (!first) return [];
-      const keys = group.map((touch) => touch.key);
-      return [{ touch: first, statement: this.#tables(first.entity).select(shapeOf(first.key), keys) }];
+    const loads = groupsOf(this.#declare(touches)).map((group) => {
+      const [touch] = group;
+      const keys = group.map(({ key }) => key);
+      return { touch, statement: this.#tables(touch.entity).select(shapeOf(touch.key), keys) };
     });
     const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after]);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
@@ -132,18 +128,9 @@ export class Rows implements Tx {
     }
   }
 
-  /**
-   * What writes all changes. First those that lock rows, in the order in which `loadLocked` locks them, then new rows,
-   * those that others refer to in front: whoever waits for another process holds nothing that the other waits for.
-   */
+  /** What writes all changes. */
   changes(): Statement[] {
-    const tables = [...Map.groupBy(this.#tracked.values(), ({ table }) => table)];
-    const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
-    const byDepth = tables.toSorted(([a], [b]) => a.depth - b.depth);
-    return [
-      ...byName.flatMap(([table, rows]) => [...deletesOf(table, rows), ...updatesOf(table, rows)]),
-      ...byDepth.flatMap(([table, rows]) => insertsOf(table, rows)),
-    ];
+    return changesOf(this.#tracked.values());
   }
 
   /** Whether every loaded row that is written is guarded by its version, also when it was loaded some time ago. */
@@ -171,7 +158,11 @@ export class Rows implements Tx {
         );
       }
     }
-    return { same, changed };
+    const written = Map.groupBy(
+      [...this.#tracked.values()].filter(({ before, removed, changed }) => !before || removed || changed?.length),
+      ({ table }) => table.entity.name,
+    );
+    return { same, changed, written };
   }
 
   get<E extends object, K extends Key<E>>(entity: EntityClass<E, K>, key: K): E {
@@ -268,30 +259,18 @@ export class Rows implements Tx {
   }
 }
 
-function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Row[] {
-  const keyed = rows.map(({ row }) => ({ row, key: table.keyOf(row) }));
-  return keyed.sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ row }) => row);
+/** By entity and shape of key. */
+function groupsOf(touches: readonly Touch[]): [Touch, ...Touch[]][] {
+  const groups = Map.groupBy(touches, ({ entity, key }) => `${entity.name}(${shapeOf(key)})`);
+  return [...groups.values()] as [Touch, ...Touch[]][];
 }
 
-function deletesOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const gone = rows.filter(({ removed, before }) => removed && before);
-  return gone.length > 0 ? [table.delete(inOrderOfKeys(table, gone))] : [];
-}
-
-function insertsOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const added = rows.filter(({ removed, before }) => !removed && !before);
-  return added.length > 0 ? [table.insert(inOrderOfKeys(table, added))] : [];
-}
-
-/** Writes what has changed in any of the rows: all of them get the same columns, so that one statement does. */
-function updatesOf(table: Table, rows: readonly Tracked[]): Statement[] {
-  const changed = new Set<string>();
-  const dirty = rows.filter((tracked) => {
-    const { row, before, removed } = tracked;
-    if (!before || removed) return false;
-    tracked.changed = table.changes(row, before);
-    for (const property of tracked.changed) changed.add(property);
-    return tracked.changed.length > 0;
+/** Whether some of the rows are among those that these touches look for. */
+function findsAny(touches: readonly Touch[], written: Handover["written"]): boolean {
+  return groupsOf(touches).some((group) => {
+    const [{ entity, key }] = group;
+    const shape = shapeOf(key);
+    const ids = new Set(written.get(entity.name)?.map(({ row }) => idOf(entity, row, shape)));
+    return ids.size > 0 && group.some((touch) => ids.has(touchId(touch)));
   });
-  return dirty.length > 0 ? [table.update([...changed].sort(), inOrderOfKeys(table, dirty))] : [];
 }
