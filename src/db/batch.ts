@@ -40,7 +40,7 @@ export type Lead = Readonly<{
   handover: Handover;
   /** Where it is being written: what is sent there now comes behind it. */
   session: Session;
-  /** Fails unless the batch was stored, and with it the transaction of those who went on with what it has handed over. */
+  /** Fails unless this very attempt was stored, and with it the transaction of those who went on with its rows. */
   proof: Statement;
   /** Resolves when the batch has ended, whatever became of it. */
   ended: Promise<void>;

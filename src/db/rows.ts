@@ -124,17 +124,6 @@ export class Rows implements Tx {
     return [...this.#tracked.values()].some((one) => isFree(one, (key) => !this.#exact.has(key)));
   }
 
-  /**
-   * What fails in a transaction behind this one unless this one was stored: a new row with an id that nobody else can have
-   * stored. (An answer would not do: the same request may have been answered by another process.) Undefined without one.
-   */
-  proof(): Statement | undefined {
-    for (const { table, row, before, removed } of this.#tracked.values()) {
-      if (table.ownsId && !before && !removed) return table.proof(row);
-    }
-    return undefined;
-  }
-
   /** What the unit of work behind this one may go on with. Call it after `changes`. */
   handover(): Handover {
     const same = new Set<string>();

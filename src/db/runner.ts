@@ -56,19 +56,16 @@ export class BatchRunner {
   /** Answers whether it has answered: a batch that failed together with the one in front waits for that one's end. */
   async #runBehind(batch: readonly Pending[], ahead: Lead, offer: Offer): Promise<boolean> {
     const start = performance.now();
-    let attempt: Attempt;
-    try {
-      attempt = await this.#transactions.optimistic(batch, ahead, offer);
-    } catch (error) {
-      if (isUnavailable(error)) {
-        for (const pending of batch) pending.reject(failureOf(error));
-        return true;
-      }
-      // Whatever else it is, it was the fault of the batch in front, or it comes again.
-      await ahead.ended;
-      return false;
+    // Whatever the failure is, it was the fault of the batch in front, or it comes again.
+    const end = await this.#transactions.optimistic(batch, ahead, offer).catch((error: unknown) => ({ error }));
+    // Answers go out in order; and the rows are not free for others before the batch in front has ended, too.
+    await ahead.ended;
+    if (!("error" in end)) {
+      this.#answer(batch, this.#outcomesOf(end), { attempts: 1, start, locked: false, behind: true });
+      return true;
     }
-    this.#answer(batch, this.#outcomesOf(attempt), { attempts: 1, start, locked: false, behind: true });
+    if (!isUnavailable(end.error)) return false;
+    for (const pending of batch) pending.reject(failureOf(end.error));
     return true;
   }
 

@@ -4,8 +4,8 @@ import type { EntityMetadata } from "@mikro-orm/core";
 import pg from "pg";
 import { arrayOf, type Codec, codecOf } from "./codec.ts";
 
-/** A prepared statement; its values are arrays in Postgres' binary format. */
-export type Statement = Readonly<{ name: string; text: string; values: readonly Buffer[] }>;
+/** A prepared statement; its values are arrays in Postgres' binary format, or texts. */
+export type Statement = Readonly<{ name: string; text: string; values: readonly (Buffer | string)[] }>;
 
 export type Column = Readonly<{
   property: string;

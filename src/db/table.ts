@@ -90,17 +90,6 @@ export class Table {
     return this.#statement(`lock ${properties}`, text, columns, [key]);
   }
 
-  /** Whether rows are known by an id that is made for each of them. */
-  get ownsId(): boolean {
-    return this.#key.length === 1 && this.#key[0]?.property === "id" && this.#key[0].type === "uuid";
-  }
-
-  /** Fails (division by zero) unless the row is there, and with it all behind it in its transaction. */
-  proof(row: Row): Statement {
-    const text = () => `select 1 / count(*) from ${this.#name} where ${equalities(this.#key)}`;
-    return this.#statement("proof", text, this.#key, [row]);
-  }
-
   /** New rows of several tables in one statement, which costs less than one for each. */
   static insert(parts: readonly Readonly<{ table: Table; rows: readonly Row[] }>[]): Statement {
     const written = parts.map(({ table }) => table.#columns.filter(isWritable));

@@ -5,7 +5,7 @@ import type { Touch } from "./command.ts";
 import { isBrokenCheck, Outrun } from "./conflict.ts";
 import { answerTouch } from "./idempotency.ts";
 import { Rows, type Tables } from "./rows.ts";
-import { Session } from "./session.ts";
+import { type ResultRows, Session } from "./session.ts";
 import type { Statement } from "./statement.ts";
 
 export type Isolation = "repeatable read" | "read committed";
@@ -24,13 +24,25 @@ const settings = {
   lock_timeout: "1s",
   idle_in_transaction_session_timeout: "30s",
 };
-const SETTINGS: Statement = {
-  name: "settings",
-  text: `select ${Object.entries(settings)
-    .map(([name, value]) => `set_config('${name}', '${value}', true)`)
-    .join(", ")}`,
+const set = Object.entries(settings).map(([name, value]) => `set_config('${name}', '${value}', true)`);
+const SETTINGS: Statement = { name: "settings", text: `select ${set.join(", ")}`, values: [] };
+/** The same, and returns first the id of the transaction, for a proof of it. */
+const IDENTIFIED: Statement = {
+  name: "identified",
+  text: `select ${["pg_current_xact_id()::text", ...set].join(", ")}`,
   values: [],
 };
+
+/**
+ * Fails (division by zero) unless the transaction was committed, and with it all behind it in its own. By its id and not
+ * by what it has stored: another attempt, or another process that was sent the same request, may have stored the same and
+ * left other rows.
+ */
+function proofOf(transaction: string): Statement {
+  const text = "select 1 / (pg_xact_status($1::xid8) is not distinct from 'committed')::int";
+  return { name: "proof", text, values: [transaction] };
+}
+
 const BEGIN = "begin isolation level read committed";
 
 export type TransactionOptions = Readonly<{
@@ -73,19 +85,25 @@ export class Transactions {
       const all = [...touches, ...answers];
       const rest = ahead ? rows.inherit(all, ahead.handover) : all;
       if (!rest) throw new Outrun("it needs rows that the batch in front has not stored yet");
+      // Whoever keeps a connection while waiting for another one may wait for ever.
+      if (ahead && rest.length > 0 && !hasRoom(pool)) throw new Outrun("no connection is free to read beside it");
       const load = (from: Session) => rows.load(from, rest, snapshot, ["commit"]);
       if (rest.length > 0) await (ahead ? Session.run(pool, load) : load(session));
       const outcomes = batch.map((pending) => decide(pending, rows));
       const changes = rows.changes();
       if (changes.length === 0 && !ahead) return { outcomes, company: false };
-      const first = ahead ? [BEGIN, SETTINGS, ahead.proof] : [BEGIN, SETTINGS];
-      const written = session.send([...first, ...changes, "commit"]);
-      // Two in a row at the most: what a third one reads beside them has to be as the first has left it.
-      const from = ahead?.ended ?? Promise.resolve();
-      const results = await leading(written, from, offer, () => this.#leadOf(session, rows)).catch((error) => {
+      const first = ahead ? [BEGIN, IDENTIFIED, ahead.proof] : [BEGIN, IDENTIFIED];
+      const begun = session.send(first);
+      const written = Promise.all([session.send([...changes, "commit"]), begun]);
+      const lead = (transaction: string) => {
+        // Upkeep is not in a hurry.
+        const asked = outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write);
+        return asked ? { handover: rows.handover(), session, proof: proofOf(transaction) } : undefined;
+      };
+      const [results] = await leading(written, begun, offer, lead).catch((error) => {
         throw rows.counting && isBrokenCheck(error) ? new Outrun("others have counted as well", error) : error;
       });
-      return { outcomes, company: results.slice(first.length, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
+      return { outcomes, company: results.slice(0, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
     };
     return ahead ? ahead.session.use(work) : Session.run(pool, work);
   }
@@ -108,22 +126,26 @@ export class Transactions {
   #rows(): Rows {
     return new Rows(this.#options.tables, this.#options.clock());
   }
-
-  #leadOf(session: Session, rows: Rows): Omit<Lead, "ended"> | undefined {
-    const proof = rows.proof();
-    return proof && { handover: rows.handover(), session, proof };
-  }
 }
 
-/** While a batch is being written, and from a certain moment on, the next one may come behind it. */
+/** Whether a connection is to be had at once. */
+function hasRoom(pool: Pool): boolean {
+  return pool.waitingCount === 0 && (pool.idleCount > 0 || pool.totalCount < pool.options.max);
+}
+
+/**
+ * While a batch is being written, and as soon as its transaction has begun, the next one may come behind it. Two in a row
+ * at the most: what a third one reads beside them has to be as the first has left it, and it is when the second has begun.
+ */
 async function leading<T>(
   written: Promise<T>,
-  from: Promise<void>,
+  begun: Promise<ResultRows[]>,
   offer: Offer,
-  leadOf: () => Parameters<Offer>[0],
+  leadOf: (transaction: string) => Parameters<Offer>[0],
 ): Promise<T> {
   let over = false;
-  void from.then(() => over || offer(leadOf()));
+  const start = ([, identified]: ResultRows[]) => over || offer(leadOf(identified?.[0]?.[0] as string));
+  void begun.then(start, () => {});
   try {
     return await written;
   } finally {

@@ -1,11 +1,10 @@
 /** The connection of a batch is lost: before its commit, and after it, when nobody has heard of it. */
-import { once } from "node:events";
-import { connect as connectTcp, createServer, type Socket } from "node:net";
-import { beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
+import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Replayed, type Write } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
 import { createDatabase } from "../support/database.ts";
 import { addVariants, callOf, connect, holdVariant, open, stockOf, takeOne } from "./harness.ts";
+import { createProxy } from "./proxy.ts";
 
 const url = await createDatabase();
 const SIZE = 5;
@@ -32,51 +31,6 @@ async function send(db: Database, call: Write): Promise<string> {
   }
 }
 
-/** A way to Postgres whose answers can be swallowed: what is sent arrives, and nobody hears what became of it. */
-async function createProxy() {
-  const { hostname, port } = new URL(url);
-  const sockets = new Set<Socket>();
-  let swallowing = false;
-  const server = createServer((client) => {
-    const upstream = connectTcp(Number(port), hostname);
-    for (const socket of [client, upstream]) {
-      sockets.add(socket);
-      socket.on("error", () => {});
-    }
-    client.pipe(upstream);
-    upstream.on("data", (data) => {
-      if (!swallowing) client.write(data);
-    });
-    upstream.on("close", () => client.destroy());
-    client.on("close", () => upstream.destroy());
-  });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const cut = () => {
-    for (const socket of sockets) socket.destroy();
-  };
-  const close = () => {
-    cut();
-    server.close();
-  };
-  onTestFinished(close);
-  const proxied = new URL(url);
-  proxied.hostname = "127.0.0.1";
-  proxied.port = String((server.address() as { port: number }).port);
-  return {
-    url: proxied.href,
-    swallow() {
-      swallowing = true;
-    },
-    /** Ends all connections; new ones work again. */
-    cut() {
-      cut();
-      swallowing = false;
-    },
-    close,
-  };
-}
-
 describe("a lost connection", () => {
   test("before the commit is DATABASE_UNAVAILABLE for all of the batch, and nothing is written", async () => {
     const { db, pool, seen } = await open(url);
@@ -97,13 +51,13 @@ describe("a lost connection", () => {
   });
 
   test("behind the commit leaves it open what happened; sending it again gives each request one effect", async () => {
-    const proxy = await createProxy();
+    const proxy = await createProxy(url);
     const { db } = await open(proxy.url);
     const calls = Array.from({ length: SIZE }, () => callOf());
     const held = await holdVariant(url, id);
     const ends = Promise.allSettled(calls.map((call) => send(db, call)));
     await held.waiting(1);
-    proxy.swallow();
+    proxy.keep();
     await held.release();
     await vi.waitFor(async () => expect(await stockOf(direct, id)).toBe(100 - SIZE), { timeout: 10_000, interval: 5 });
     proxy.cut();
@@ -125,7 +79,7 @@ describe("a lost connection", () => {
   });
 
   test("of a server that is gone is DATABASE_UNAVAILABLE, for writes and reads", async () => {
-    const proxy = await createProxy();
+    const proxy = await createProxy(url);
     const { db } = await open(proxy.url);
     proxy.close();
     expect(await Promise.allSettled([send(db, callOf()), stockOf(db, id)])).toMatchObject([unavailable, unavailable]);

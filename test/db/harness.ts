@@ -78,14 +78,16 @@ export function holdVariant(url: string, id: string): Promise<Hold> {
   return hold(url, "select 1 from variant where id = $1 for update", id);
 }
 
-/** Stores variants of a product with these stocks and returns their ids, in the order of the stocks. */
+/** Stores variants of a product with these stocks and returns their ids: ascending, in the order of the stocks. */
 export async function addVariants(db: Database, ...stocks: number[]): Promise<string[]> {
   const product = Product.create(randomUUIDv7(), "product", "", new Date());
-  const variants = stocks.map((stock, index) =>
-    Variant.create(product, index + 1, { id: randomUUIDv7(), name: "variant", price: 10n, stock }),
+  // Those of one millisecond come in any order.
+  const ids = stocks.map(() => randomUUIDv7()).sort();
+  const variants = ids.map((id, index) =>
+    Variant.create(product, index + 1, { id, name: "variant", price: 10n, stock: stocks[index] as number }),
   );
   await db.apply({ touches: [], decide: (tx) => [product, ...variants].forEach((row) => void tx.add(row)) });
-  return variants.map(({ id }) => id);
+  return ids;
 }
 
 /** Stores a wallet and returns its user's id. */

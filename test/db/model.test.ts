@@ -22,6 +22,7 @@ type Step = Readonly<
     | { kind: "buy"; user: number; lines: readonly { variant: number; quantity: number }[] }
     | { kind: "charge"; user: number; amount: number }
     | { kind: "adjust"; variant: number; delta: number }
+    | { kind: "count"; user: number }
   )
 >;
 
@@ -52,6 +53,10 @@ const step: fc.Arbitrary<Step> = fc.oneof(
       delta: fc.integer({ min: -5, max: 8 }),
     }),
   },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constant("count" as const), request, user: index(WALLETS.length) }),
+  },
 );
 
 const contentOf = (wanted: Step) => JSON.stringify(wanted);
@@ -60,6 +65,7 @@ const contentOf = (wanted: Step) => JSON.stringify(wanted);
 class Model {
   readonly stocks = [...STOCKS];
   readonly balances = WALLETS.map(Number);
+  readonly #entries = WALLETS.map(() => 0);
   readonly #answers = new Map<number, { content: string; answer: string }>();
 
   run(wanted: Step): string {
@@ -74,7 +80,9 @@ class Model {
 
   #decide(wanted: Step): string | number[] {
     const { stocks, balances } = this;
+    if (wanted.kind === "count") return [balances[wanted.user] ?? 0, this.#entries[wanted.user] ?? 0];
     if (wanted.kind === "charge") {
+      this.#moved(wanted.user);
       balances[wanted.user] = (balances[wanted.user] ?? 0) + wanted.amount;
       return [balances[wanted.user] ?? 0];
     }
@@ -87,11 +95,16 @@ class Model {
     if (wanted.lines.some(({ variant, quantity }) => (stocks[variant] ?? 0) < quantity)) return "INSUFFICIENT_STOCK";
     const total = wanted.lines.reduce((sum, { quantity }) => sum + quantity * PRICE, 0);
     if ((balances[wanted.user] ?? 0) < total) return "INSUFFICIENT_BALANCE";
+    this.#moved(wanted.user);
     balances[wanted.user] = (balances[wanted.user] ?? 0) - total;
     return wanted.lines.map(({ variant, quantity }) => {
       stocks[variant] = (stocks[variant] ?? 0) - quantity;
       return stocks[variant];
     });
+  }
+
+  #moved(user: number): void {
+    this.#entries[user] = (this.#entries[user] ?? 0) + 1;
   }
 }
 
@@ -117,6 +130,13 @@ function commandOf(shop: Shop, wanted: Step): Command<number[]> {
     };
   }
   const userId = shop.users[wanted.user] as string;
+  if (wanted.kind === "count") {
+    // The ledger as a whole, to which the others add without asking for it.
+    return {
+      touches: [touch(Wallet, { userId }), touch(LedgerEntry, { userId })],
+      decide: (tx) => [Number(tx.get(Wallet, { userId }).balance), tx.list(LedgerEntry, { userId }).length],
+    };
+  }
   if (wanted.kind === "charge") {
     return {
       touches: [touch(Wallet, { userId })],
@@ -189,6 +209,7 @@ test("one process answers every history as if its commands had run one after the
     { numRuns: 60 },
   );
   expect([...small.seen.conflicted, ...large.seen.conflicted, ...large.seen.split]).toEqual([]);
+  expect(small.seen.committed.filter(({ behind }) => behind)).not.toEqual([]);
 });
 
 test("two processes at once keep what must hold, and give each request one answer", async () => {
@@ -224,7 +245,7 @@ test("two processes at once keep what must hold, and give each request one answe
 });
 
 function deltaOf(wanted: Step, variant: number): number {
-  if (wanted.kind === "charge") return 0;
+  if (wanted.kind === "charge" || wanted.kind === "count") return 0;
   if (wanted.kind === "adjust") return wanted.variant === variant ? wanted.delta : 0;
   return -(wanted.lines.find((line) => line.variant === variant)?.quantity ?? 0);
 }

@@ -1,0 +1,58 @@
+/** What stands between a process and Postgres, and sometimes in the way. */
+import { once } from "node:events";
+import { connect as connectTcp, createServer, type Socket } from "node:net";
+import { onTestFinished } from "vitest";
+
+/** A way to Postgres whose answers can be kept: what is sent arrives, and nobody hears what became of it. */
+export async function createProxy(url: string) {
+  const { hostname, port } = new URL(url);
+  const sockets = new Set<Socket>();
+  let keeping = false;
+  const kept = new Map<Socket, Buffer[]>();
+  const server = createServer((client) => {
+    const upstream = connectTcp(Number(port), hostname);
+    for (const socket of [client, upstream]) {
+      sockets.add(socket);
+      socket.on("error", () => {});
+    }
+    client.pipe(upstream);
+    upstream.on("data", (data) => {
+      if (keeping) kept.set(client, [...(kept.get(client) ?? []), data as Buffer]);
+      else client.write(data);
+    });
+    upstream.on("close", () => client.destroy());
+    client.on("close", () => upstream.destroy());
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const cut = () => {
+    for (const socket of sockets) socket.destroy();
+  };
+  const close = () => {
+    cut();
+    server.close();
+  };
+  onTestFinished(close);
+  const proxied = new URL(url);
+  proxied.hostname = "127.0.0.1";
+  proxied.port = String((server.address() as { port: number }).port);
+  return {
+    url: proxied.href,
+    keep() {
+      keeping = true;
+    },
+    /** What was kept arrives, all of a connection at once. */
+    pass() {
+      keeping = false;
+      for (const [client, data] of kept) client.write(Buffer.concat(data));
+      kept.clear();
+    },
+    /** Ends all connections; new ones work again. */
+    cut() {
+      cut();
+      keeping = false;
+      kept.clear();
+    },
+    close,
+  };
+}
