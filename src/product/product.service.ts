@@ -98,10 +98,10 @@ export class Products {
 
   /** @throws DomainError PRODUCT_NOT_FOUND */
   async get(id: string): Promise<ProductWithVariants> {
-    const product = await this.#db.find(Product, { id });
+    // The product first: with a version older than the variants an edit is refused, with a newer one it would undo another.
+    const [product, variants] = await this.#db.findWith(Product, { id }, Variant, { productId: id });
     if (!product) throw Product.notFound({ id });
-    // After the product: with a version older than the variants an edit is refused, with a newer one it would undo another.
-    return { product, variants: inOrder(await this.#db.list(Variant, { productId: id })) };
+    return { product, variants: inOrder(variants) };
   }
 
   /** In the order asked for. @throws DomainError PRODUCT_NOT_FOUND for an unknown id */

@@ -34,7 +34,7 @@ export type House = {
   readonly verifier: Verifier;
   readonly validator: Validator;
   readonly log: Logger;
-  readonly open: Set<Call>;
+  readonly open: Call[];
   /** How many of the open calls are unary: those that a stop waits for. */
   running: number;
   stopping: boolean;
@@ -114,6 +114,8 @@ export class Call {
   readonly #house: House;
   readonly #beganMs = performance.now();
   #ended = false;
+  /** Its index among the open calls. */
+  #place: number;
   #abandoned: unknown;
   #interrupt: ((reason: unknown) => void) | undefined;
 
@@ -121,7 +123,7 @@ export class Call {
     this.#house = house;
     this.rpc = rpc;
     this.requestId = requestIdOf(requestId);
-    house.open.add(this);
+    this.#place = house.open.push(this) - 1;
     if (rpc.method.methodKind === "unary") house.running++;
   }
 
@@ -225,7 +227,11 @@ export class Call {
   #end(): boolean {
     if (this.#ended) return false;
     this.#ended = true;
-    this.#house.open.delete(this);
+    const last = this.#house.open.pop();
+    if (last && last !== this) {
+      this.#house.open[this.#place] = last;
+      last.#place = this.#place;
+    }
     if (this.rpc.method.methodKind === "unary" && --this.#house.running === 0) this.#house.onIdle?.();
     return true;
   }

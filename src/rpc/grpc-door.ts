@@ -1,112 +1,26 @@
 import { constants, type ServerHttp2Session } from "node:http2";
 import { createServer } from "node:net";
-import { fromBinary, type Message } from "@bufbuild/protobuf";
-import { Code, ConnectError } from "@connectrpc/connect";
 import {
   type handleServerStreamingCall,
-  type handleUnaryCall,
-  Metadata,
   Server,
   ServerCredentials,
-  type ServerErrorResponse,
   type ServerInterceptingCall,
   type ServerInterceptor,
-  type ServerUnaryCall,
   type ServerWritableStream,
 } from "@grpc/grpc-js";
-import { DomainError } from "../error.ts";
-import { type Call, type Rpc, requestIdOf } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
-import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
+import type { Call, Rpc } from "./call.ts";
+import { type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
+import { asBuffer, explain, toStatus, unimplemented } from "./grpc-status.ts";
+import { decode, leave, UnaryCall } from "./grpc-unary.ts";
 import { encodeAnswer } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
 
-type Unary = ServerUnaryCall<Buffer, Buffer>;
 type Stream = ServerWritableStream<Buffer, Buffer>;
-
-const OK = 0;
-const DETAILS = "grpc-status-details-bin";
 
 /** Dead callers are found out, and their streams ended, within this time. */
 const KEEPALIVE_MS = 60_000;
-
-function asBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-function toStatus(error: ConnectError, trailer: Metadata): ServerErrorResponse {
-  trailer.set(DETAILS, asBuffer(encodeStatus(error)));
-  // Both libraries number the codes as gRPC does, each by a type of its own.
-  const code = error.code as number;
-  return { name: error.name, message: error.rawMessage, code, details: error.rawMessage, metadata: trailer };
-}
-
-function decode(rpc: Rpc, bytes: Uint8Array): Message {
-  try {
-    return fromBinary(rpc.method.input, bytes);
-  } catch {
-    throw new DomainError("ARGUMENT_INVALID", `the request is not a ${rpc.method.input.typeName}`);
-  }
-}
-
-/** Gives up a call whose caller has gone or waits no longer. */
-function leave(call: Call, context: GrpcContext, reason: DomainError): void {
-  call.abandon(reason);
-  context.abort(reason);
-}
-
-/** Everything of a unary call that may fail. */
-async function answer(call: Call, context: GrpcContext, metadata: Metadata, bytes: Uint8Array): Promise<Buffer> {
-  const pending = call.authorize(metadata.get("authorization")[0] as string | undefined);
-  if (pending) await pending;
-  const message = await call.run(decode(call.rpc, bytes), context);
-  const encoded = asBuffer(encodeAnswer(call.rpc.method.output, message));
-  call.complete();
-  return encoded;
-}
-
-/**
- * Watches over a unary call: the library says `cancelled` when the caller has gone and when the deadline that the caller
- * set has passed, a timer of ours keeps the default one. The function returned ends the watch.
- */
-function watch(grpc: Unary, call: Call, context: GrpcContext, byDefault: boolean): () => void {
-  let over = false;
-  const stop = () => {
-    // It says so after each answer too.
-    if (!over) leave(call, context, gone(context.timeoutMs()));
-  };
-  const timer = byDefault ? setTimeout(stop, DEFAULT_DEADLINE_MS) : undefined;
-  grpc.on("cancelled", stop);
-  return () => {
-    over = true;
-    clearTimeout(timer);
-  };
-}
-
-function serveUnary(pipeline: Pipeline, rpc: Rpc): handleUnaryCall<Buffer, Buffer> {
-  return (grpc, callback) => {
-    const call = pipeline.begin(rpc, grpc.metadata.get("x-request-id")[0] as string | undefined);
-    const asked = Number(grpc.getDeadline());
-    const byDefault = asked === Number.POSITIVE_INFINITY;
-    const context = new GrpcContext(call, grpc.metadata, byDefault ? Date.now() + DEFAULT_DEADLINE_MS : asked);
-    const unwatch = watch(grpc, call, context, byDefault);
-    answer(call, context, grpc.metadata, grpc.request).then(
-      (bytes) => {
-        unwatch();
-        grpc.sendMetadata(context.header());
-        callback(null, bytes, context.trailer());
-      },
-      (error: unknown) => {
-        unwatch();
-        const refusal = call.refuse(error);
-        context.abort(refusal);
-        callback(toStatus(refusal, context.header()));
-      },
-    );
-  };
-}
 
 function writable(stream: Stream): Promise<void> {
   return new Promise((resolve) => {
@@ -141,38 +55,23 @@ function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Bu
     pump(stream, call, context)
       .then(
         () => stream.end(context.trailer()),
-        (error: unknown) => stream.emit("error", toStatus(call.refuse(error), context.header())),
+        (error: unknown) => stream.emit("error", { ...toStatus(call.refuse(error), context.header()), message: "" }),
       )
       .finally(() => context.abort(gone(context.timeoutMs())));
   };
 }
 
-/**
- * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
- * others have, and a log line. It sends them past all interceptors, hence the method put into its call object.
- */
-function explain(pipeline: Pipeline): ServerInterceptor {
-  return (method, call) => {
-    const beganMs = performance.now();
-    const send = call.sendStatus;
-    call.sendStatus = (status) => {
-      if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
-      const refusal = refusalOf(new ConnectError(status.details ?? "", status.code as number));
-      if (refusal.reason === "INTERNAL") return send.call(call, status);
-      const metadata = status.metadata ?? new Metadata();
-      if (refusal.reason === "DEADLINE_EXCEEDED") {
-        // Such a call has run, and is in the log already.
-        metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
-      } else {
-        const sent = (call as unknown as { metadata: Metadata }).metadata.get("x-request-id")[0];
-        const requestId = requestIdOf(sent);
-        const error = pipeline.turnAway({ requestId, rpc: method.path.slice(1), beganMs }, refusal);
-        metadata.set("x-request-id", requestId);
-        metadata.set(DETAILS, asBuffer(encodeStatus(error)));
-      }
-      send.call(call, { ...status, metadata });
-    };
-    return call as ServerInterceptingCall;
+/** The library's own way to the handler of a unary call ends here: the call has been taken over. */
+const taken = { start() {} } as unknown as ServerInterceptingCall;
+
+function intercept(pipeline: Pipeline): ServerInterceptor {
+  const unary = new Map(pipeline.rpcs.filter(isUnary).map((rpc) => [`/${rpc.name}`, rpc]));
+  return ({ path }, call) => {
+    explain(pipeline, path, call);
+    const rpc = unary.get(path);
+    if (!rpc) return call as ServerInterceptingCall;
+    call.start(new UnaryCall(pipeline, rpc, call));
+    return taken;
   };
 }
 
@@ -188,13 +87,17 @@ function serveUnknown(server: Server): void {
       serialize: keepBytes,
       deserialize: keepBytes,
       func: (stream: ServerWritableStream<Buffer, Buffer>) => {
-        stream.emit("error", { code: Code.Unimplemented, details: "there is no such RPC", message: "" });
+        stream.emit("error", { ...unimplemented("there is no such RPC"), message: "" });
       },
     };
 }
 
+function isUnary(rpc: Rpc): boolean {
+  return rpc.method.methodKind === "unary";
+}
+
 function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
-  const unary = rpc.method.methodKind === "unary";
+  const unary = isUnary(rpc);
   const definition = {
     path: `/${rpc.name}`,
     requestStream: false as const,
@@ -204,7 +107,7 @@ function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
     responseSerialize: keepBytes,
     responseDeserialize: keepBytes,
   };
-  server.addService({ call: definition }, { call: unary ? serveUnary(pipeline, rpc) : serveStream(pipeline, rpc) });
+  server.addService({ call: definition }, { call: unary ? () => {} : serveStream(pipeline, rpc) });
 }
 
 /** How long callers may take to leave after the GOAWAY, in milliseconds: what they have sent by then is still answered. */
@@ -237,7 +140,7 @@ export async function openGrpcDoor(pipeline: Pipeline, host: string, port: numbe
     "grpc.max_receive_message_length": MAX_REQUEST_BYTES,
     "grpc.enable_channelz": 0,
     "grpc.keepalive_time_ms": KEEPALIVE_MS,
-    interceptors: [explain(pipeline)],
+    interceptors: [intercept(pipeline)],
   });
   for (const rpc of pipeline.rpcs) addRpc(server, pipeline, rpc);
   const announceStop = addHealth(server, pipeline.services);

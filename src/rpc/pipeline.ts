@@ -55,7 +55,7 @@ export class Pipeline {
     const validator = createValidator();
     this.services = routes.map(({ service }) => service);
     this.rpcs = routes.flatMap((pair) => pair.service.methods.map((method) => toRpc(pair, method, validator)));
-    this.#house = { verifier, validator, log, open: new Set(), running: 0, stopping: false, onIdle: undefined };
+    this.#house = { verifier, validator, log, open: [], running: 0, stopping: false, onIdle: undefined };
   }
 
   /** Whether new calls are turned away. */
@@ -82,7 +82,7 @@ export class Pipeline {
     this.#house.stopping = true;
     return new Promise((resolve) => {
       this.#house.onIdle = resolve;
-      for (const call of this.#house.open) {
+      for (const call of [...this.#house.open]) {
         if (call.rpc.method.methodKind === "server_streaming") call.abandon(shuttingDown());
       }
       if (this.#house.running === 0) resolve();
@@ -91,6 +91,6 @@ export class Pipeline {
 
   /** Refuses what is still running. */
   abort(): void {
-    for (const call of this.#house.open) call.abandon(shuttingDown());
+    for (const call of [...this.#house.open]) call.abandon(shuttingDown());
   }
 }

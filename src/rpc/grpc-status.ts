@@ -1,0 +1,54 @@
+import { Code, ConnectError } from "@connectrpc/connect";
+import { Metadata, type ServerInterceptingCallInterface } from "@grpc/grpc-js";
+import { requestIdOf } from "./call.ts";
+import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
+import type { Pipeline } from "./pipeline.ts";
+
+/** A call as the library gives it to interceptors. */
+export type RawCall = ServerInterceptingCallInterface;
+export type Status = Parameters<RawCall["sendStatus"]>[0];
+
+const OK = 0;
+const DETAILS = "grpc-status-details-bin";
+
+export function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** A refusal as the library sends it. */
+export function toStatus(error: ConnectError, trailer: Metadata) {
+  trailer.set(DETAILS, asBuffer(encodeStatus(error)));
+  // Both libraries number the codes as gRPC does, each by a type of its own.
+  return { code: error.code as number, details: error.rawMessage, metadata: trailer };
+}
+
+/** The status of a call that the library refuses by itself. */
+export function unimplemented(details: string): Status {
+  return { code: Code.Unimplemented as number, details };
+}
+
+/**
+ * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
+ * others have, and a log line. It sends them past all interceptors, hence the method put into its call object.
+ */
+export function explain(pipeline: Pipeline, path: string, call: RawCall): void {
+  const beganMs = performance.now();
+  const send = call.sendStatus;
+  call.sendStatus = (status) => {
+    if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
+    const refusal = refusalOf(new ConnectError(status.details ?? "", status.code as number));
+    if (refusal.reason === "INTERNAL") return send.call(call, status);
+    const metadata = status.metadata ?? new Metadata();
+    if (refusal.reason === "DEADLINE_EXCEEDED") {
+      // Such a call has run, and is in the log already.
+      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
+    } else {
+      const sent = (call as unknown as { metadata: Metadata }).metadata.get("x-request-id")[0];
+      const requestId = requestIdOf(sent);
+      const error = pipeline.turnAway({ requestId, rpc: path.slice(1), beganMs }, refusal);
+      metadata.set("x-request-id", requestId);
+      metadata.set(DETAILS, asBuffer(encodeStatus(error)));
+    }
+    send.call(call, { ...status, metadata });
+  };
+}
