@@ -13,7 +13,7 @@ export type Tracked = {
   /** Under which it was touched. */
   readonly keys: string[];
   removed: boolean;
-  /** Taken over from a batch that was not stored yet: it has to turn out as that one has left it. */
+  /** Taken over from a batch that was not stored yet: what was decided on it has to be true of what was stored. */
   readonly inherited: boolean;
   /** Somebody was refused who had got hold of it: that must not have been on account of counters that had moved on. */
   refused?: boolean;
@@ -66,8 +66,8 @@ function insertsOf(tables: readonly [Table, readonly Tracked[]][]): Statement[] 
 }
 
 /** Whether others may have counted on the row meanwhile: nobody has learned what its counters are. */
-export function isFree({ counted, changed, inherited, refused, keys }: Tracked, isShared: (key: string) => boolean) {
-  return counted && changed?.length && !inherited && !refused && keys.every(isShared);
+export function isFree({ counted, changed, refused, keys }: Tracked, isShared: (key: string) => boolean) {
+  return counted && changed?.length && !refused && keys.every(isShared);
 }
 
 /** One statement writes all rows of a kind: each gets the columns that have changed in any of them. */
