@@ -161,6 +161,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
       audience: config.jwtAudience,
     }),
     log,
+    overload: () => db.overload,
     ready: () => isReady(orm),
   });
   started.add("front doors", () => served.stop(config.shutdownGraceMs), config.shutdownGraceMs + DOORS_MARGIN);

@@ -45,6 +45,11 @@ export class Database {
     return new Database(orm, await poolOf(orm), options);
   }
 
+  /** The refusal of every write that comes now, while too many wait; undefined when there is room. */
+  get overload(): DomainError | undefined {
+    return this.#commits.overload;
+  }
+
   now(): Date {
     return this.#clock();
   }

@@ -13,8 +13,8 @@ const SLOW = 250;
 const MAX_SLOW = 4;
 /** The most commands that wait; whoever comes then is told to come back. */
 const MAX_QUEUED = 10_000;
-/** In milliseconds. */
-const OVERLOAD_PAUSE = 100;
+/** One for all: when it is needed there is no time to make many. */
+const overloaded = new DomainError("OVERLOADED", "too many requests are waiting", {}, { retryAfterMs: 100 });
 
 type Queued = { readonly pending: Pending; readonly keys: readonly string[]; readonly since: number };
 
@@ -61,11 +61,15 @@ export class GroupCommit {
     this.#maxQueued = options.maxQueued ?? MAX_QUEUED;
   }
 
+  /** The refusal of whoever comes now, when too many wait. */
+  get overload(): DomainError | undefined {
+    return this.#queue.length < this.#maxQueued ? undefined : overloaded;
+  }
+
   /** Lines a command up; it is answered through its own callbacks. Refused with OVERLOADED when too many wait. */
   submit(pending: Pending): void {
-    if (this.#queue.length >= this.#maxQueued) {
-      const message = "too many requests are waiting";
-      pending.reject(new DomainError("OVERLOADED", message, {}, { retryAfterMs: OVERLOAD_PAUSE }));
+    if (this.overload) {
+      pending.reject(this.overload);
       return;
     }
     const { write, touches } = pending;

@@ -23,6 +23,8 @@ export type Rpc = Readonly<{
   /** `shop.v1.UserService/GetUser` */
   name: string;
   access: AccessRule;
+  /** Whether it changes something, and so may have to wait for others. */
+  write: boolean;
   /** Puts the ids of a request into the one spelling that is stored; undefined when it has none. */
   lowerCaseIds: ((request: Message) => void) | undefined;
   /** Answers a message, a promise of one, or an iterable of them, as the method says. */
@@ -38,6 +40,8 @@ export type House = {
   /** How many of the open calls are unary: those that a stop waits for. */
   running: number;
   stopping: boolean;
+  /** The refusal of writes that come now, while too many wait. */
+  readonly overload: () => DomainError | undefined;
   /** Called when the last running call has ended. */
   onIdle: (() => void) | undefined;
 };
@@ -130,10 +134,13 @@ export class Call {
   /**
    * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not decoded; behind the
    * gRPC door its bytes have been received by then, up to the size limit.
-   * @throws DomainError SHUTTING_DOWN, TOKEN_MISSING, TOKEN_INVALID, ISSUER_UNAVAILABLE, ROLE_REQUIRED
+   * @throws DomainError SHUTTING_DOWN, OVERLOADED, TOKEN_MISSING, TOKEN_INVALID, ISSUER_UNAVAILABLE, ROLE_REQUIRED
    */
   authorize(authorization: string | undefined): undefined | Promise<undefined> {
     if (this.#house.stopping) throw shuttingDown();
+    // Before anything is done for it: under an overload, refusing is most of the work.
+    const overload = this.rpc.write && this.#house.overload();
+    if (overload) throw overload;
     const caller = this.#house.verifier.verify(authorization);
     return caller instanceof Promise ? caller.then((known) => this.#admit(known)) : this.#admit(caller);
   }

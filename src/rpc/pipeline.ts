@@ -38,7 +38,8 @@ function toRpc({ impl }: Route, method: DescMethod, validator: Validator): Rpc {
   const trial = validator.validate(method.input, create(method.input));
   if (trial.kind === "error") throw new Error(`${name}: ${trial.error.message}`);
   const lowerCase = lowerCaseIds(method.input);
-  return { method, name, access: accessRule(method), lowerCaseIds: lowerCase, impl: handler.bind(impl) };
+  const write = method.input.fields.some((field) => field.name === "request_id");
+  return { method, name, write, access: accessRule(method), lowerCaseIds: lowerCase, impl: handler.bind(impl) };
 }
 
 /**
@@ -51,11 +52,16 @@ export class Pipeline {
   readonly #house: House;
 
   /** @throws Error naming the RPC that has no access rule, no handler, or validation rules that don't compile. */
-  constructor(routes: readonly Route[], verifier: Verifier, log: Logger) {
+  constructor(
+    routes: readonly Route[],
+    verifier: Verifier,
+    log: Logger,
+    overload: House["overload"] = () => undefined,
+  ) {
     const validator = createValidator();
     this.services = routes.map(({ service }) => service);
     this.rpcs = routes.flatMap((pair) => pair.service.methods.map((method) => toRpc(pair, method, validator)));
-    this.#house = { verifier, validator, log, open: [], running: 0, stopping: false, onIdle: undefined };
+    this.#house = { verifier, validator, log, open: [], running: 0, stopping: false, overload, onIdle: undefined };
   }
 
   /** Whether new calls are turned away. */

@@ -1,4 +1,5 @@
 import type { Logger } from "pino";
+import type { DomainError } from "../error.ts";
 import type { Verifier } from "./auth.ts";
 import { type ConnectDoorOptions, openConnectDoor } from "./connect-door.ts";
 import { within } from "./door.ts";
@@ -16,6 +17,8 @@ export type ServeOptions = Readonly<{
   routes: readonly Route[];
   verifier: Verifier;
   log: Logger;
+  /** The refusal of writes that come now, while too many wait. */
+  overload?: () => DomainError | undefined;
   ready: ConnectDoorOptions["ready"];
 }>;
 
@@ -36,7 +39,7 @@ export type Served = Readonly<{
  */
 export async function serve(options: ServeOptions): Promise<Served> {
   const { host, grpcPort, httpPort: port, corsOrigins, ready, log } = options;
-  const pipeline = new Pipeline(options.routes, options.verifier, log);
+  const pipeline = new Pipeline(options.routes, options.verifier, log, options.overload);
   const grpc = await openGrpcDoor(pipeline, host, grpcPort);
   const http = await openConnectDoor(pipeline, { host, port, corsOrigins, ready }).catch(async (error: unknown) => {
     await grpc.close();

@@ -74,6 +74,7 @@ export type Overrides = {
   verifier?: Verifier;
   corsOrigins?: string[];
   ready?: () => Promise<boolean>;
+  overload?: () => DomainError | undefined;
   log?: Logger;
 };
 
@@ -93,6 +94,7 @@ export async function startServer(overrides: Overrides = {}) {
     verifier: overrides.verifier ?? createVerifier({ secret }),
     log: overrides.log ?? pino(sink),
     ready: overrides.ready ?? (async () => true),
+    ...(overrides.overload && { overload: overrides.overload }),
   });
   const grpc = grpcClient(served.grpcPort);
   const doors: DoorClient[] = [
