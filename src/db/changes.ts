@@ -12,6 +12,8 @@ export type Tracked = {
   readonly before: readonly string[] | undefined;
   /** Under which it was touched. */
   readonly keys: string[];
+  /** Properties that decisions have changed; some may be as they were again. */
+  readonly noted: Set<string>;
   removed: boolean;
   /** Taken over from a batch that was not stored yet: what was decided on it has to be true of what was stored. */
   readonly inherited: boolean;
@@ -31,7 +33,7 @@ export type Tracked = {
 export function statementsOf(all: Iterable<Tracked>, isShared: (key: string) => boolean): Statement[] {
   const tables = [...Map.groupBy(all, ({ table }) => table)];
   const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
-  const byDepth = tables.toSorted(([a], [b]) => a.depth - b.depth);
+  const byDepth = byName.toSorted(([a], [b]) => a.depth - b.depth);
   const changesOf = (counting: boolean) =>
     byName.flatMap(([table, rows]) =>
       table.counting === counting ? [...deletesOf(table, rows), ...updatesOf(table, rows, isShared)] : [],
@@ -67,37 +69,42 @@ function insertsOf(tables: readonly [Table, readonly Tracked[]][]): Statement[] 
 
 /** Whether others may have counted on the row meanwhile: nobody has learned what its counters are. */
 export function isFree({ counted, changed, refused, keys }: Tracked, isShared: (key: string) => boolean) {
-  return counted && changed?.length && !refused && keys.every(isShared);
+  return counted && changed !== undefined && changed.length > 0 && !refused && keys.every(isShared);
 }
 
-/** One statement writes all rows of a kind: each gets the columns that have changed in any of them. */
+/** One statement writes all rows of a table, so that they are locked in the order of their keys. */
 function updatesOf(table: Table, rows: readonly Tracked[], isShared: (key: string) => boolean): Statement[] {
   for (const one of rows) {
     if (!one.before) continue;
-    one.changed = table.changes(one.row, one.before);
+    // What was changed and changed back is written too: with it goes the check that both decisions were right.
+    one.changed = [...new Set([...one.noted, ...table.changes(one.row, one.before)])];
     one.counted = one.changed.every((property) => table.isCounter(property));
   }
   const kept = rows.filter(({ before, removed }) => before && !removed);
-  const kinds = Map.groupBy(kept, (one) => {
-    if (!one.changed?.length) return one.inherited ? "verify" : "same";
-    if (!one.counted) return "update";
-    return isFree(one, isShared) ? "count" : "countExactly";
-  });
-  const statements = (["verify", "update", "countExactly", "count"] as const).flatMap((kind) => {
-    const some = inOrderOfKeys(table, kinds.get(kind) ?? []);
-    const properties = [...new Set(some.flatMap(({ changed }) => changed ?? []))].sort();
-    return some.length > 0 ? [write(table, kind, properties, some)] : [];
-  });
+  const dirty = inOrderOfKeys(
+    table,
+    kept.filter(({ changed }) => changed?.length),
+  );
+  const relied = rowsOf(
+    table,
+    kept.filter(({ inherited, changed }) => inherited && !changed?.length),
+  );
+  const statements = relied.length > 0 ? [table.verify(relied)] : [];
+  if (dirty.length > 0) statements.push(write(table, dirty, isShared));
   if (statements.length > 0) assertVersioned(table);
   return statements;
 }
 
-type Kind = "verify" | "update" | "countExactly" | "count";
-
-function write(table: Table, kind: Kind, properties: readonly string[], some: readonly Tracked[]): Statement {
-  const rows = some.map(({ row }) => row);
-  if (kind === "verify") return table.verify(rows);
-  if (kind === "update") return table.update(properties, rows);
-  const counted = some.map(({ row, before = [] }) => ({ row, before }));
-  return table.count(properties, counted, kind === "countExactly");
+/** Each row gets the columns that have changed in any of them. */
+function write(table: Table, dirty: readonly Tracked[], isShared: (key: string) => boolean): Statement {
+  const properties = [...new Set(dirty.flatMap(({ changed }) => changed ?? []))].sort();
+  if (!dirty.every(({ counted }) => counted)) {
+    for (const one of dirty) one.counted = false;
+    const rows = dirty.map(({ row }) => row);
+    return table.update(properties, rows);
+  }
+  return table.count(
+    properties,
+    dirty.map((one) => ({ row: one.row, before: one.before ?? [], exactly: !isFree(one, isShared) })),
+  );
 }

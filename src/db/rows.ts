@@ -37,7 +37,8 @@ export class Rows implements Tx {
   readonly #identity = new Map<string, Row>();
   /** How to undo what the decision at hand has done; undefined between decisions. */
   #journal: (() => void)[] | undefined;
-  #seen = new Set<Row>();
+  /** What the decision at hand has got hold of, as it was before. */
+  #seen = new Map<Row, Row>();
   /** Keys to which a row was added, or of which one was removed. */
   readonly #regrouped = new Set<string>();
   /** Keys under which somebody wants to know the row exactly, its counters too. */
@@ -102,12 +103,14 @@ export class Rows implements Tx {
   /** Runs one decision; when it throws, everything it has done is undone before the error goes on. */
   attempt<R>(decide: (tx: Tx) => R): R {
     this.#journal = [];
-    this.#seen = new Set();
+    this.#seen = new Map();
     try {
-      return decide(this);
+      const result = decide(this);
+      for (const [row, copy] of this.#seen) this.#note(row, copy);
+      return result;
     } catch (error) {
       for (const undo of this.#journal.reverse()) undo();
-      for (const row of this.#seen) this.#refuse(row);
+      for (const row of this.#seen.keys()) this.#refuse(row);
       throw error;
     } finally {
       this.#journal = undefined;
@@ -169,7 +172,15 @@ export class Rows implements Tx {
     const row = entity as Row;
     if (this.#tracked.has(row)) throw new Error("only new rows can be added");
     const table = this.#tables(entity.constructor as RowClass<object>);
-    this.#tracked.set(row, { table, row, before: undefined, keys: [], removed: false, inherited: false });
+    this.#tracked.set(row, {
+      table,
+      row,
+      before: undefined,
+      keys: [],
+      noted: new Set(),
+      removed: false,
+      inherited: false,
+    });
     this.#journal?.push(() => this.#tracked.delete(row));
     this.#listsOf(row, (rows) => {
       rows.push(row);
@@ -193,6 +204,12 @@ export class Rows implements Tx {
     });
   }
 
+  /** Keeps in mind what has changed: another decision may change it back, and both have to have been right. */
+  #note(row: Row, copy: Row): void {
+    const tracked = this.#tracked.get(row);
+    for (const property in copy) if (row[property] !== copy[property]) tracked?.noted.add(property);
+  }
+
   #refuse(row: Row): void {
     const tracked = this.#tracked.get(row);
     if (tracked) tracked.refused = true;
@@ -201,8 +218,8 @@ export class Rows implements Tx {
   /** Takes a copy of a row when a decision first gets hold of it. */
   #remember(row: Row): void {
     if (!this.#journal || this.#seen.has(row)) return;
-    this.#seen.add(row);
     const copy = { ...row };
+    this.#seen.set(row, copy);
     this.#journal.push(() => Object.assign(row, copy));
   }
 
@@ -231,7 +248,8 @@ export class Rows implements Tx {
     const row = this.#identity.get(identity) ?? loaded;
     this.#identity.set(identity, row);
     if (row === loaded) {
-      this.#tracked.set(row, { table, row, before: table.snapshot(row), keys: [], removed: false, inherited });
+      const before = table.snapshot(row);
+      this.#tracked.set(row, { table, row, before, keys: [], noted: new Set(), removed: false, inherited });
     }
     const id = idOf(entity, row, shape);
     this.#tracked.get(row)?.keys.push(id);

@@ -3,6 +3,7 @@
  * column. Columns, keys and versions are those of the ORM's metadata.
  */
 import type { EntityMetadata } from "@mikro-orm/core";
+import { codecOf } from "./codec.ts";
 import type { RowClass } from "./command.ts";
 import {
   type Column,
@@ -27,7 +28,16 @@ type Row = Record<string, unknown>;
  */
 type Counting = { readonly counters: readonly string[] };
 
-type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[] }>;
+type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[]; exactly: boolean }>;
+
+/** Of no table: whether a row has to have its version. */
+const EXACTLY: Column = {
+  property: "(exactly)",
+  field: '"exactly"',
+  type: "int",
+  generated: false,
+  codec: codecOf("int"),
+};
 
 /** Those that insert into several tables. */
 const inserts: Texts = new Map();
@@ -132,26 +142,28 @@ export class Table {
    * everything else has to be as it was read (`edits`), and a CHECK holds the bounds. Tells how many rows had moved on.
    * `exactly`: only when nobody has counted meanwhile.
    */
-  count(properties: readonly string[], rows: readonly Counted[], exactly: boolean): Statement {
+  count(properties: readonly string[], rows: readonly Counted[]): Statement {
     const counters = properties.map((name) => this.#column(name));
     const [version, edits] = [this.#version, this.#edits];
     if (!version || !edits) throw new Error(`${this.#name} has no counters`);
-    const guards = exactly ? [...this.#key, edits, version] : [...this.#key, edits];
-    const columns = [...this.#key, edits, version, ...counters];
+    const guards = [...this.#key, edits];
+    const columns = [...guards, version, EXACTLY, ...counters];
     const text = () => {
       const sets = counters.map(({ field }) => `${field} = t.${field} + u.${field}`);
       sets.push(`${version.field} = t.${version.field} + 1`);
+      const unmoved = `(u.${EXACTLY.field} = 0 or t.${version.field} = u.${version.field})`;
       const moved = `t.${version.field} <> u.${version.field} + 1 as moved`;
-      return checked(`update ${this.#name} t set ${sets.join(", ")} from ${given(columns, guards)} returning ${moved}`);
+      const rowsOf = `${given(columns, guards)} and ${unmoved}`;
+      return checked(`update ${this.#name} t set ${sets.join(", ")} from ${rowsOf} returning ${moved}`);
     };
-    const differences = rows.map(({ row, before }) => {
+    const differences = rows.map(({ row, before, exactly }) => {
       const added = counters.map((column) => {
         const was = before[this.#columns.indexOf(column)];
         return [column.property, BigInt(textOf(column, row[column.property])) - BigInt(was ?? 0)];
       });
-      return { ...row, ...Object.fromEntries(added) };
+      return { ...row, ...Object.fromEntries(added), [EXACTLY.property]: exactly ? 1 : 0 };
     });
-    return this.#statement(`count ${exactly} ${properties}`, text, columns, differences);
+    return this.#statement(`count ${properties}`, text, columns, differences);
   }
 
   /** Fails unless all rows are there in these versions. */

@@ -224,7 +224,6 @@ describe("two commands of one caller, sent without waiting", () => {
     const users = await Promise.all(Array.from({ length: 100 }, () => addWallet(db, 0n)));
     const pairs = users.map((userId) => [send(db, charge(userId)), send(db, spend(userId))]);
     expect(await Promise.all(pairs.map((pair) => endsOf(...pair)))).toEqual(users.map(() => [50, 20]));
-    expect(seen.committed.filter(({ behind }) => behind)).not.toEqual([]);
     expect(seen.conflicted).toEqual([]);
   });
 });

@@ -108,6 +108,26 @@ test("a change of anything else between the read and the write is seen: nothing 
   expect(seen.conflicted).toHaveLength(1);
 });
 
+test("what one command takes and another gives back in the same batch is checked like anything else", async () => {
+  const { db, seen } = await open(url);
+  const [id = ""] = await addVariants(db, 100);
+  const other = await changing(id, "price = 99, edits = edits + 1");
+  const price = db.write(
+    callOf(),
+    take(id, 1, (_, variant) => String(variant.price)),
+  );
+  const back = db.write(callOf(), {
+    touches: [share(Variant, { id })],
+    decide: (tx) => tx.get(Variant, { id }).restore(1),
+  });
+  await other.waiting(1);
+  await other.release();
+  expect(await price).toBe("99");
+  await back;
+  expect(await db.find(Variant, { id })).toMatchObject({ stock: 100, price: 99n, edits: 1 });
+  expect(seen.conflicted).toHaveLength(1);
+});
+
 test("an edit and a count at the same time: both are kept, and the edit is counted as one", async () => {
   const { db } = await open(url);
   const [id = ""] = await addVariants(db, 100);
