@@ -75,17 +75,16 @@ export class Database {
   }
 
   /**
-   * The row with that key, and all rows of another entity with the other key, which are as they were when the row was read
-   * or newer. Calls of the same moment share a query.
+   * All rows with that key, and all rows of another entity with the other key, which are as they were when the first were
+   * read or newer. Calls of the same moment share a query.
    */
-  async findWith<E extends object, F extends object>(
+  lists<E extends object, F extends object>(
     entity: RowClass<E>,
     key: Key<E>,
     other: RowClass<F>,
     otherKey: Key<F>,
-  ): Promise<[E | undefined, readonly F[]]> {
-    const [[row], rows] = await this.#loader.lists(entity, key, other, otherKey);
-    return [row, rows];
+  ): Promise<readonly [readonly E[], readonly F[]]> {
+    return this.#loader.lists(entity, key, other, otherKey);
   }
 
   /**

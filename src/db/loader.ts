@@ -12,18 +12,32 @@ const MAX_KEYS = 500;
 
 type Row = Record<string, unknown>;
 
+/** What is asked for together, one key for each kind. */
+type Keys = readonly Row[];
+type Found = readonly Row[][];
+
 /** Rows of one entity by equality on some columns: one query for all keys of a batch. */
 class Kind {
-  readonly name: string;
+  /** What loads this kind alone (undefined), or with another. */
+  readonly loaders = new Map<Kind | undefined, DataLoader<Keys, Found>>();
   readonly #table: Table;
   readonly #shape: readonly string[];
   readonly #only: string | undefined;
 
-  constructor(table: Table, name: string, shape: readonly string[]) {
-    this.name = name;
+  constructor(table: Table, shape: readonly string[]) {
     this.#table = table;
     this.#shape = shape;
     this.#only = shape.length === 1 ? shape[0] : undefined;
+  }
+
+  /** Whether the key is of these columns, in any order. */
+  fits(key: object): boolean {
+    let columns = 0;
+    for (const column in key) {
+      if (!this.#shape.includes(column)) return false;
+      columns += 1;
+    }
+    return columns === this.#shape.length;
   }
 
   /** What rows with that key have in common. No stored text holds a NUL, so that none can look like two values. */
@@ -31,28 +45,31 @@ class Kind {
     return this.#only === undefined ? this.#shape.map((column) => row[column]).join("\0") : row[this.#only];
   }
 
-  /** Without its name it is planned each time: a plan that was prepared on an empty table stays bad when it grows. */
-  query(keys: readonly Row[]): Statement {
-    // The same key twice would find its rows twice.
-    const unique = new Map(keys.map((key) => [this.#idOf(key), key]));
-    return { ...this.#table.select(this.#shape, [...unique.values()]), name: "" };
-  }
-
-  /** The rows of each key. */
-  deal(keys: readonly Row[], results: readonly unknown[][]): Row[][] {
-    const rows = new Map<unknown, Row[]>();
-    for (const key of keys) rows.set(this.#idOf(key), []);
-    for (const values of results) {
-      const row = this.#table.hydrate(values) as Row;
-      rows.get(this.#idOf(row))?.push(row);
-    }
-    return keys.map((key) => rows.get(this.#idOf(key)) ?? []);
+  /** The query for rows with these keys, and what deals its results out: the rows of each key. */
+  ask(keys: readonly Row[]): { query: Statement; deal: (results: readonly unknown[][]) => Row[][] } {
+    const found = new Map<unknown, Row[]>();
+    const unique: Row[] = [];
+    const places = keys.map((key) => {
+      const id = this.#idOf(key);
+      let rows = found.get(id);
+      if (!rows) {
+        rows = [];
+        found.set(id, rows);
+        unique.push(key);
+      }
+      return rows;
+    });
+    const deal = (results: readonly unknown[][]) => {
+      for (const values of results) {
+        const row = this.#table.hydrate(values) as Row;
+        found.get(this.#idOf(row))?.push(row);
+      }
+      return places;
+    };
+    // Without its name it is planned each time: a plan that was prepared on an empty table stays bad when it grows.
+    return { query: { ...this.#table.select(this.#shape, unique), name: "" }, deal };
   }
 }
-
-/** What is asked for together, one key for each kind. */
-type Keys = readonly Row[];
-type Found = readonly Row[][];
 
 /**
  * Reads rows by key. What is asked for while a query of the same kind is under way waits for it and then shares the next
@@ -61,8 +78,7 @@ type Found = readonly Row[][];
 export class Loader {
   readonly #pool: Pool;
   readonly #tables: Tables;
-  readonly #kinds = new Map<string, Kind>();
-  readonly #loaders = new Map<string, DataLoader<Keys, Found>>();
+  readonly #kinds = new Map<RowClass<object>, Kind[]>();
 
   constructor(pool: Pool, tables: Tables) {
     this.#pool = pool;
@@ -72,52 +88,51 @@ export class Loader {
   /** All rows with that key. @throws DomainError DATABASE_UNAVAILABLE */
   async list<E extends object>(entity: RowClass<E>, key: Key<E>): Promise<readonly E[]> {
     const kind = this.#kindOf(entity, key);
-    const [rows] = await this.#loaderOf(kind.name, [kind]).load([key as Row]);
+    const loader = kind.loaders.get(undefined) ?? this.#create(kind, undefined);
+    const [rows] = await loader.load([key as Row]);
     return rows as object[] as E[];
   }
 
   /** The same for two entities, the rows of the other read after those of the first. */
-  async lists<E extends object, F extends object>(
+  lists<E extends object, F extends object>(
     entity: RowClass<E>,
     key: Key<E>,
     other: RowClass<F>,
     otherKey: Key<F>,
-  ): Promise<[readonly E[], readonly F[]]> {
+  ): Promise<readonly [readonly E[], readonly F[]]> {
     const kind = this.#kindOf(entity, key);
     const otherKind = this.#kindOf(other, otherKey);
-    const loader = this.#loaderOf(`${kind.name} ${otherKind.name}`, [kind, otherKind]);
-    return (await loader.load([key as Row, otherKey as Row])) as object[][] as [E[], F[]];
+    const loader = kind.loaders.get(otherKind) ?? this.#create(kind, otherKind);
+    return loader.load([key as Row, otherKey as Row]) as Promise<object> as Promise<[E[], F[]]>;
   }
 
   #kindOf(entity: RowClass<object>, key: object): Kind {
-    const shape = shapeOf(key);
-    const name = `${entity.name}(${shape})`;
-    const kind = this.#kinds.get(name) ?? new Kind(this.#tables(entity), name, shape);
-    this.#kinds.set(name, kind);
+    const kinds = this.#kinds.get(entity) ?? [];
+    const known = kinds.find((kind) => kind.fits(key));
+    if (known) return known;
+    const kind = new Kind(this.#tables(entity), shapeOf(key));
+    this.#kinds.set(entity, [...kinds, kind]);
     return kind;
   }
 
-  #loaderOf(name: string, kinds: readonly Kind[]): DataLoader<Keys, Found> {
-    const loader = this.#loaders.get(name) ?? this.#create(kinds);
-    this.#loaders.set(name, loader);
-    return loader;
-  }
-
-  #create(kinds: readonly Kind[]): DataLoader<Keys, Found> {
+  #create(first: Kind, second: Kind | undefined): DataLoader<Keys, Found> {
+    const kinds = second ? [first, second] : [first];
     let running: Promise<unknown> = Promise.resolve();
     const load = async (asked: readonly Keys[]): Promise<Found[]> => {
-      const keys = kinds.map((_, index) => asked.map((keys) => keys[index] as Row));
-      const query = this.#query(kinds.map((kind, index) => kind.query(keys[index] as Row[])));
+      const asking = kinds.map((kind, index) => kind.ask(asked.map((keys) => keys[index] as Row)));
+      const query = this.#query(asking.map(({ query }) => query));
       running = query.catch(() => {});
       const results = await query;
-      const found = kinds.map((kind, index) => kind.deal(keys[index] as Row[], results[index] as unknown[][]));
+      const found = asking.map(({ deal }, index) => deal(results[index] as unknown[][]));
       return asked.map((_, index) => found.map((rows) => rows[index] as Row[]));
     };
-    return new DataLoader(load, {
+    const loader = new DataLoader(load, {
       cache: false,
       maxBatchSize: MAX_KEYS,
       batchScheduleFn: (start) => void running.then(() => setImmediate(start)),
     });
+    first.loaders.set(second, loader);
+    return loader;
   }
 
   /** On one connection, so that each is run after the one before. */

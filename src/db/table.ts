@@ -28,6 +28,13 @@ type Row = Record<string, unknown>;
  */
 type Counting = { readonly counters: readonly string[] };
 
+/** Makes objects of a class without running its constructor; unlike Object.create, it learns how large they get. */
+function blankOf(entity: RowClass<object>): new () => Row {
+  function Blank() {}
+  Blank.prototype = entity.prototype;
+  return Blank as unknown as new () => Row;
+}
+
 type Counted = Readonly<{ row: Row /** As `snapshot` gave it. */; before: readonly string[]; exactly: boolean }>;
 
 /** Of no table: whether a row has to have its version. */
@@ -47,6 +54,7 @@ export class Table {
   /** Tables that others refer to come first. */
   readonly depth: number;
   readonly #name: string;
+  readonly #Blank: new () => Row;
   readonly #columns: readonly Column[];
   readonly #byProperty: ReadonlyMap<string, Column>;
   readonly #key: readonly Column[];
@@ -61,6 +69,7 @@ export class Table {
     this.entity = meta.class as RowClass<object>;
     this.depth = meta.relations.length;
     this.#name = `"${meta.tableName}"`;
+    this.#Blank = blankOf(this.entity);
     const names = meta.props
       .filter((prop) => prop.persist !== false && prop.hydrate !== false)
       .map((prop) => prop.name);
@@ -182,11 +191,12 @@ export class Table {
 
   /** An entity of what a `select` or `lock` returned for one row. */
   hydrate(values: readonly unknown[]): object {
-    const row = Object.create(this.entity.prototype) as Row;
-    this.#columns.forEach((column, index) => {
-      const value = values[index];
-      row[column.property] = value === null ? null : column.codec.fromDatabase(value);
-    });
+    const row = new this.#Blank();
+    let index = 0;
+    for (const { property, codec } of this.#columns) {
+      const value = values[index++];
+      row[property] = value === null ? null : codec.fromDatabase(value);
+    }
     return row;
   }
 

@@ -99,7 +99,7 @@ export class Products {
   /** @throws DomainError PRODUCT_NOT_FOUND */
   async get(id: string): Promise<ProductWithVariants> {
     // The product first: with a version older than the variants an edit is refused, with a newer one it would undo another.
-    const [product, variants] = await this.#db.findWith(Product, { id }, Variant, { productId: id });
+    const [[product], variants] = await this.#db.lists(Product, { id }, Variant, { productId: id });
     if (!product) throw Product.notFound({ id });
     return { product, variants: inOrder(variants) };
   }

@@ -106,7 +106,9 @@ export function createVerifier(source: TokenSource, claims: ClaimRules = {}): Ve
     verify(authorization) {
       // Not by the header: one token in many spellings of it would drive out those of all others.
       const token = bearer(authorization);
-      const hit = known.get(token);
+      // Peeking keeps them in the order in which they came: moving each to the front takes longer than all the rest, and one
+      // that is driven out is checked once more.
+      const hit = known.peek(token);
       if (!hit) return learn(token);
       if (hit.expiresMs > Date.now()) return hit.caller;
       known.delete(token);
