@@ -1,3 +1,4 @@
+import type { EventEmitter } from "node:events";
 import { fromBinary, type Message } from "@bufbuild/protobuf";
 import type { Metadata } from "@grpc/grpc-js";
 import { DomainError } from "../error.ts";
@@ -84,6 +85,9 @@ export class UnaryCall {
   /** The caller has gone, or the deadline that it set has passed. It is called after each answer too. */
   onCancel(): void {
     if (this.#call && this.#context) leave(this.#call, this.#context, gone(this.#context.timeoutMs()));
+    // The engine frees a closed stream only with the old generation: what its listeners hold would live as long.
+    const { stream } = this.#grpc as unknown as { stream: EventEmitter };
+    stream.removeAllListeners("data").removeAllListeners("end");
   }
 
   /** Does everything that may fail, and answers. */
