@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from "node:timers/promises";
 import DataLoader from "dataloader";
 import type { Pool } from "pg";
 import { type Key, type RowClass, shapeOf } from "./command.ts";
@@ -72,6 +73,44 @@ class Kind {
 }
 
 /**
+ * One query of a kind at a time. The next one is sent before the results of the last are given out: answering those who
+ * wait for them takes about as long as a query, and so both happen at once.
+ */
+class Turns {
+  #busy = false;
+  readonly #waiting: (() => void)[] = [];
+  /** When the query last started has been sent. */
+  #sent: Promise<void> = Promise.resolve();
+
+  /** Calls `start`, which takes a turn, as soon as there is one. */
+  ask(start: () => void): void {
+    if (this.#busy) {
+      this.#waiting.push(start);
+    } else {
+      this.#busy = true;
+      // After all that came in with it.
+      setImmediate(start);
+    }
+  }
+
+  /** Runs a query, which says when it was sent. */
+  async take<T>(query: (sent: () => void) => Promise<T>): Promise<T> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#sent = promise;
+    try {
+      return await query(resolve);
+    } finally {
+      resolve();
+      const next = this.#waiting.shift();
+      this.#busy = next !== undefined;
+      next?.();
+      // For a turn of the loop at most: it may have to wait for a connection.
+      if (next) await Promise.race([this.#sent, nextTurn()]);
+    }
+  }
+}
+
+/**
  * Reads rows by key. What is asked for while a query of the same kind is under way waits for it and then shares the next
  * one; nothing is cached, every answer is read from the database after it was asked for.
  */
@@ -117,28 +156,33 @@ export class Loader {
 
   #create(first: Kind, second: Kind | undefined): DataLoader<Keys, Found> {
     const kinds = second ? [first, second] : [first];
-    let running: Promise<unknown> = Promise.resolve();
+    const turns = new Turns();
     const load = async (asked: readonly Keys[]): Promise<Found[]> => {
-      const asking = kinds.map((kind, index) => kind.ask(asked.map((keys) => keys[index] as Row)));
-      const query = this.#query(asking.map(({ query }) => query));
-      running = query.catch(() => {});
-      const results = await query;
+      const { asking, results } = await turns.take(async (sent) => {
+        const asking = kinds.map((kind, index) => kind.ask(asked.map((keys) => keys[index] as Row)));
+        const queries = asking.map(({ query }) => query);
+        return { asking, results: await this.#query(queries, sent) };
+      });
       const found = asking.map(({ deal }, index) => deal(results[index] as unknown[][]));
       return asked.map((_, index) => found.map((rows) => rows[index] as Row[]));
     };
     const loader = new DataLoader(load, {
       cache: false,
       maxBatchSize: MAX_KEYS,
-      batchScheduleFn: (start) => void running.then(() => setImmediate(start)),
+      batchScheduleFn: (start) => turns.ask(start),
     });
     first.loaders.set(second, loader);
     return loader;
   }
 
-  /** On one connection, so that each is run after the one before. */
-  async #query(statements: readonly Statement[]): Promise<unknown[][][]> {
+  /** On one connection, so that each is run after the one before. Calls `sent` when the database has them. */
+  async #query(statements: readonly Statement[], sent: () => void): Promise<unknown[][][]> {
     try {
-      return await Session.run(this.#pool, (session) => session.send(statements));
+      return await Session.run(this.#pool, (session) => {
+        const results = session.send(statements);
+        sent();
+        return results;
+      });
     } catch (error) {
       throw toDomainError(error);
     }

@@ -104,6 +104,30 @@ describe("a read that comes while another is under way", () => {
     expect(queries).toBe(2);
   });
 
+  test("does not hold up the answers of that one when it has to wait for a connection", async () => {
+    const { db, pool } = await open(url, {}, 1);
+    const [id = ""] = await addVariants(db, 5);
+    const held = await lockTable();
+    const first = stockOf(db, id);
+    await held.waiting(1);
+    const later = stockOf(db, id);
+    await nextTurn();
+    // In front of the later read, and not given back before the first one was answered.
+    const taken = pool.connect();
+    await held.release();
+    expect(await first).toBe(5);
+    (await taken).release();
+    expect(await later).toBe(5);
+  });
+
+  test("takes its turn, too, when that one could not even be sent", async () => {
+    const { db } = await open(url);
+    const [id = ""] = await addVariants(db, 5);
+    const bad = Promise.allSettled([stockOf(db, "no uuid")]);
+    await nextTurn();
+    expect([await stockOf(db, id), (await bad).map(({ status }) => status)]).toEqual([5, ["rejected"]]);
+  });
+
   test("hears of a lost connection only when it is its own", async () => {
     const { db } = await open(url);
     const [id = ""] = await addVariants(db, 5);
