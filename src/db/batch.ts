@@ -42,6 +42,8 @@ export type Lead = Readonly<{
   session: Session;
   /** Fails unless this very attempt was stored, and with it the transaction of those who went on with its rows. */
   proof: Statement;
+  /** Settled when it is known whether it was stored. */
+  written: Promise<unknown>;
   /** Resolves when the batch has ended, whatever became of it. */
   ended: Promise<void>;
 }>;

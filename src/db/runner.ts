@@ -1,5 +1,5 @@
 /** Runs batches until each of their commands has an answer: tries again after conflicts, and splits what can't be written. */
-import { setTimeout as delay } from "node:timers/promises";
+import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
 import { DomainError } from "../error.ts";
 import {
   answer,
@@ -34,6 +34,8 @@ export class BatchRunner {
   #lockUntil = 0;
   /** Until then no batch goes on with what the one in front leaves: somebody else is counting on the same rows. */
   #companyUntil = 0;
+  /** How many batches are under way. */
+  #running = 0;
 
   constructor({ observer, ...options }: RunnerOptions) {
     this.#observer = observer;
@@ -46,9 +48,11 @@ export class BatchRunner {
     const offer: Offer = (written) => {
       if (!written || performance.now() >= this.#companyUntil) lead(written && { ...written, ended });
     };
+    this.#running += 1;
     try {
       if (!ahead || !(await this.#runBehind(batch, ahead, offer))) await this.#run(batch, offer);
     } finally {
+      this.#running -= 1;
       end();
     }
   }
@@ -61,7 +65,7 @@ export class BatchRunner {
     // Answers go out in order; and the rows are not free for others before the batch in front has ended, too.
     await ahead.ended;
     if (!("error" in end)) {
-      this.#answer(batch, this.#outcomesOf(end), { attempts: 1, start, locked: false, behind: true });
+      await this.#answer(batch, this.#outcomesOf(end), { attempts: 1, start, locked: false, behind: true });
       return true;
     }
     if (!isUnavailable(end.error)) return false;
@@ -100,7 +104,7 @@ export class BatchRunner {
         await this.#run(batch.slice(middle));
         return;
       }
-      this.#answer(batch, outcomes, { attempts: attempt, start, locked, behind: false });
+      await this.#answer(batch, outcomes, { attempts: attempt, start, locked, behind: false });
       return;
     }
   }
@@ -111,11 +115,13 @@ export class BatchRunner {
   }
 
   /** Behind the commit: nothing may lead to another attempt any more, an observer that throws neither. */
-  #answer(
+  async #answer(
     { length: size }: readonly Pending[],
     outcomes: readonly Outcome[],
     { start, ...how }: Omit<Committed, "size" | "durationMs"> & { start: number },
-  ): void {
+  ): Promise<void> {
+    // Who has waited for this commit sends its first query now: answering takes about as long as that is under way.
+    if (this.#running > 1) await nextTurn();
     answer(outcomes);
     this.#observer.committed?.({ size, durationMs: performance.now() - start, ...how });
   }

@@ -1,11 +1,12 @@
 /** One batch, one transaction: load what is touched, decide one command after the other, write everything at once. */
+import { randomUUID } from "node:crypto";
 import type { Pool } from "pg";
 import { decide, type Lead, type Outcome, type Pending } from "./batch.ts";
 import type { Touch } from "./command.ts";
 import { isBrokenCheck, Outrun } from "./conflict.ts";
 import { answerTouch } from "./idempotency.ts";
 import { Rows, type Tables } from "./rows.ts";
-import { type ResultRows, Session } from "./session.ts";
+import { Session } from "./session.ts";
 import type { Statement } from "./statement.ts";
 
 export type Isolation = "repeatable read" | "read committed";
@@ -26,21 +27,24 @@ const settings = {
 };
 const set = Object.entries(settings).map(([name, value]) => `set_config('${name}', '${value}', true)`);
 const SETTINGS: Statement = { name: "settings", text: `select ${set.join(", ")}`, values: [] };
-/** The same, and returns first the id of the transaction, for a proof of it. */
-const IDENTIFIED: Statement = {
-  name: "identified",
-  text: `select ${["pg_current_xact_id()::text", ...set].join(", ")}`,
-  values: [],
-};
+
+/** A setting of the session that is taken back with the transaction that has made it. */
+const STORED = "doorbuster.stored";
+
+/** The same, and leaves a mark of the transaction, for a proof of it. */
+function marked(mark: string): Statement {
+  const text = `select ${[`set_config('${STORED}', $1, false)`, ...set].join(", ")}`;
+  return { name: "marked", text, values: [mark] };
+}
 
 /**
- * Fails (division by zero) unless the transaction was committed, and with it all behind it in its own. By its id and not
- * by what it has stored: another attempt, or another process that was sent the same request, may have stored the same and
- * left other rows.
+ * Fails (division by zero) unless the transaction in front, in the same session, was committed, and with it all behind it
+ * in its own. By its mark and not by what it has stored: another attempt, or another process that was sent the same
+ * request, may have stored the same and left other rows.
  */
-function proofOf(transaction: string): Statement {
-  const text = "select 1 / (pg_xact_status($1::xid8) is not distinct from 'committed')::int";
-  return { name: "proof", text, values: [transaction] };
+function proofOf(mark: string): Statement {
+  const text = `select 1 / (current_setting('${STORED}', true) is not distinct from $1)::int`;
+  return { name: "proof", text, values: [mark] };
 }
 
 const BEGIN = "begin isolation level read committed";
@@ -92,18 +96,18 @@ export class Transactions {
       const outcomes = batch.map((pending) => decide(pending, rows));
       const changes = rows.changes();
       if (changes.length === 0 && !ahead) return { outcomes, company: false };
-      const first = ahead ? [BEGIN, IDENTIFIED, ahead.proof] : [BEGIN, IDENTIFIED];
-      const begun = session.send(first);
-      const written = Promise.all([session.send([...changes, "commit"]), begun]);
-      const lead = (transaction: string) => {
+      const mark = randomUUID();
+      const first = ahead ? [BEGIN, ahead.proof, marked(mark)] : [BEGIN, marked(mark)];
+      const written = session.send([...first, ...changes, "commit"]);
+      const lead = () => {
         // Upkeep is not in a hurry.
         const asked = outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write);
-        return asked ? { handover: rows.handover(), session, proof: proofOf(transaction) } : undefined;
+        return asked ? { handover: rows.handover(), session, proof: proofOf(mark), written } : undefined;
       };
-      const [results] = await leading(written, begun, offer, lead).catch((error) => {
+      const results = await leading(written, ahead, offer, lead).catch((error) => {
         throw rows.counting && isBrokenCheck(error) ? new Outrun("others have counted as well", error) : error;
       });
-      return { outcomes, company: results.slice(0, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
+      return { outcomes, company: results.slice(first.length, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
     };
     return ahead ? ahead.session.use(work) : Session.run(pool, work);
   }
@@ -134,18 +138,18 @@ function hasRoom(pool: Pool): boolean {
 }
 
 /**
- * While a batch is being written, and as soon as its transaction has begun, the next one may come behind it. Two in a row
- * at the most: what a third one reads beside them has to be as the first has left it, and it is when the second has begun.
+ * While a batch is being written the next one may come behind it. Two in a row at the most: what a third one reads beside
+ * them has to be as the first has left it.
  */
 async function leading<T>(
   written: Promise<T>,
-  begun: Promise<ResultRows[]>,
+  ahead: Lead | undefined,
   offer: Offer,
-  leadOf: (transaction: string) => Parameters<Offer>[0],
+  leadOf: () => Parameters<Offer>[0],
 ): Promise<T> {
   let over = false;
-  const start = ([, identified]: ResultRows[]) => over || offer(leadOf(identified?.[0]?.[0] as string));
-  void begun.then(start, () => {});
+  const start = () => over || offer(leadOf());
+  void (ahead ? ahead.written.then(start, () => {}) : start());
   try {
     return await written;
   } finally {
