@@ -13,7 +13,7 @@ export type Tracked = {
   /** Under which it was touched. */
   readonly keys: string[];
   /** Properties that decisions have changed; some may be as they were again. */
-  readonly noted: Set<string>;
+  noted: Set<string> | undefined;
   removed: boolean;
   /** Taken over from a batch that was not stored yet: what was decided on it has to be true of what was stored. */
   readonly inherited: boolean;
@@ -41,8 +41,11 @@ export function statementsOf(all: Iterable<Tracked>, isShared: (key: string) => 
   return [...changesOf(false), ...insertsOf(byDepth), ...changesOf(true)];
 }
 
-function inOrderOfKeys(table: Table, rows: readonly Tracked[]): Tracked[] {
-  const keyed = rows.map((one) => ({ one, key: table.keyOf(one.row) }));
+function inOrderOfKeys(table: Table, rows: readonly Tracked[]): readonly Tracked[] {
+  const keys = rows.map(({ row }) => table.keyOf(row));
+  // Most ids are made in increasing order.
+  if (keys.every((key, index) => index === 0 || (keys[index - 1] as string) <= key)) return rows;
+  const keyed = rows.map((one, index) => ({ one, key: keys[index] as string }));
   return keyed.sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ one }) => one);
 }
 
@@ -77,7 +80,8 @@ function updatesOf(table: Table, rows: readonly Tracked[], isShared: (key: strin
   for (const one of rows) {
     if (!one.before) continue;
     // What was changed and changed back is written too: with it goes the check that both decisions were right.
-    one.changed = [...new Set([...one.noted, ...table.changes(one.row, one.before)])];
+    const changed = table.changes(one.row, one.before);
+    one.changed = one.noted ? [...one.noted.union(new Set(changed))] : changed;
     one.counted = one.changed.every((property) => table.isCounter(property));
   }
   const kept = rows.filter(({ before, removed }) => before && !removed);

@@ -26,10 +26,29 @@ export type Touch = Readonly<{
   shared?: true;
 }>;
 
-/** Column names by which rows are asked for, in one order. */
-export function shapeOf(key: object): readonly string[] {
-  const columns = Object.keys(key);
-  return columns.length < 2 ? columns : columns.sort();
+/** The shapes by which rows of each entity were asked for: few. */
+const shapes = new WeakMap<RowClass<object>, (readonly string[])[]>();
+
+function fits(shape: readonly string[], key: object): boolean {
+  let columns = 0;
+  for (const column in key) {
+    if (!shape.includes(column)) return false;
+    columns += 1;
+  }
+  return columns === shape.length;
+}
+
+/** Column names by which rows of an entity are asked for, in one order: the same array for the same columns. */
+export function shapeOf(entity: RowClass<object>, key: object): readonly string[] {
+  let known = shapes.get(entity);
+  if (!known) {
+    known = [];
+    shapes.set(entity, known);
+  }
+  for (const shape of known) if (fits(shape, key)) return shape;
+  const shape = Object.keys(key).sort();
+  known.push(shape);
+  return shape;
 }
 
 /** The same text for the same values of these columns. */
@@ -42,7 +61,7 @@ export function idOf(entity: RowClass<object>, key: object, shape: readonly stri
 
 /** Names rows of one entity by columns: `touch(Variant, { id })`. */
 export function touch<E extends object>(entity: RowClass<E>, key: Key<E>): Touch {
-  const shape = shapeOf(key);
+  const shape = shapeOf(entity, key);
   return { entity, key: key as Touch["key"], shape, id: idOf(entity, key, shape) };
 }
 

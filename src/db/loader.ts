@@ -31,16 +31,6 @@ class Kind {
     this.#only = shape.length === 1 ? shape[0] : undefined;
   }
 
-  /** Whether the key is of these columns, in any order. */
-  fits(key: object): boolean {
-    let columns = 0;
-    for (const column in key) {
-      if (!this.#shape.includes(column)) return false;
-      columns += 1;
-    }
-    return columns === this.#shape.length;
-  }
-
   /** What rows with that key have in common. No stored text holds a NUL, so that none can look like two values. */
   #idOf(row: Row): unknown {
     return this.#only === undefined ? this.#shape.map((column) => row[column]).join("\0") : row[this.#only];
@@ -117,7 +107,7 @@ class Turns {
 export class Loader {
   readonly #pool: Pool;
   readonly #tables: Tables;
-  readonly #kinds = new Map<RowClass<object>, Kind[]>();
+  readonly #kinds = new Map<readonly string[], Kind>();
 
   constructor(pool: Pool, tables: Tables) {
     this.#pool = pool;
@@ -146,11 +136,12 @@ export class Loader {
   }
 
   #kindOf(entity: RowClass<object>, key: object): Kind {
-    const kinds = this.#kinds.get(entity) ?? [];
-    const known = kinds.find((kind) => kind.fits(key));
-    if (known) return known;
-    const kind = new Kind(this.#tables(entity), shapeOf(key));
-    this.#kinds.set(entity, [...kinds, kind]);
+    const shape = shapeOf(entity, key);
+    let kind = this.#kinds.get(shape);
+    if (!kind) {
+      kind = new Kind(this.#tables(entity), shape);
+      this.#kinds.set(shape, kind);
+    }
     return kind;
   }
 

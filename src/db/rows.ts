@@ -31,7 +31,7 @@ export class Rows implements Tx {
   readonly #tables: Tables;
   readonly #found = new Map<string, Row[]>();
   /** For each entity class the shapes of the keys by which it was asked for. */
-  readonly #shapes = new Map<RowClass<object>, Map<string, readonly string[]>>();
+  readonly #shapes = new Map<RowClass<object>, Set<readonly string[]>>();
   readonly #tracked = new Map<Row, Tracked>();
   /** One row for one key, though several touches may find it. */
   readonly #identity = new Map<string, Row>();
@@ -69,7 +69,7 @@ export class Rows implements Tx {
     before: readonly (Statement | string)[],
     after: readonly string[] = [],
   ): Promise<void> {
-    const groups = Map.groupBy(this.#declare(touches), ({ entity, shape }) => `${entity.name}(${shape})`);
+    const groups = Map.groupBy(this.#declare(touches), ({ shape }) => shape);
     const loads = [...groups.values()].flatMap((group) => {
       const [first] = group;
       if (!first) return [];
@@ -161,7 +161,7 @@ export class Rows implements Tx {
   }
 
   list<E extends object>(entity: RowClass<E>, key: Key<E>): readonly E[] {
-    const id = idOf(entity, key, shapeOf(key));
+    const id = idOf(entity, key, shapeOf(entity, key));
     const rows = this.#found.get(id);
     if (!rows) throw new UntouchedRows(`${id} was not named by the command`);
     for (const row of rows) this.#remember(row);
@@ -177,7 +177,7 @@ export class Rows implements Tx {
       row,
       before: undefined,
       keys: [],
-      noted: new Set(),
+      noted: undefined,
       removed: false,
       inherited: false,
     });
@@ -207,7 +207,12 @@ export class Rows implements Tx {
   /** Keeps in mind what has changed: another decision may change it back, and both have to have been right. */
   #note(row: Row, copy: Row): void {
     const tracked = this.#tracked.get(row);
-    for (const property in copy) if (row[property] !== copy[property]) tracked?.noted.add(property);
+    if (!tracked) return;
+    for (const property in copy) {
+      if (row[property] === copy[property]) continue;
+      tracked.noted ??= new Set();
+      tracked.noted.add(property);
+    }
   }
 
   #refuse(row: Row): void {
@@ -230,8 +235,9 @@ export class Rows implements Tx {
       if (!touch.shared) this.#exact.add(id);
       if (this.#found.has(id)) return false;
       this.#found.set(id, []);
-      const shapes = this.#shapes.get(touch.entity) ?? new Map<string, readonly string[]>();
-      this.#shapes.set(touch.entity, shapes.set(String(shape), shape));
+      const shapes = this.#shapes.get(touch.entity);
+      if (shapes) shapes.add(shape);
+      else this.#shapes.set(touch.entity, new Set([shape]));
       return true;
     });
   }
@@ -249,7 +255,7 @@ export class Rows implements Tx {
     this.#identity.set(identity, row);
     if (row === loaded) {
       const before = table.snapshot(row);
-      this.#tracked.set(row, { table, row, before, keys: [], noted: new Set(), removed: false, inherited });
+      this.#tracked.set(row, { table, row, before, keys: [], noted: undefined, removed: false, inherited });
     }
     const id = idOf(entity, row, shape);
     this.#tracked.get(row)?.keys.push(id);
@@ -258,7 +264,7 @@ export class Rows implements Tx {
 
   #listsOf(row: Row, change: (rows: Row[]) => void): void {
     const entity = row.constructor as unknown as RowClass<object>;
-    for (const shape of this.#shapes.get(entity)?.values() ?? []) {
+    for (const shape of this.#shapes.get(entity) ?? []) {
       const id = idOf(entity, row, shape);
       const rows = this.#found.get(id);
       if (!rows) continue;
@@ -275,13 +281,12 @@ function isWritten({ before, removed, changed }: Tracked): boolean {
 /** Tells of a touch whether it finds one of these rows. */
 function coverOf(written: readonly Tracked[]): (touch: Touch) => boolean {
   const byEntity = Map.groupBy(written, ({ table }) => table.entity);
-  const byShape = new Map<string, Set<string>>();
+  const byShape = new Map<readonly string[], Set<string>>();
   return ({ entity, shape, id }) => {
     const rows = byEntity.get(entity);
     if (!rows) return false;
-    const name = `${entity.name}(${shape})`;
-    const ids = byShape.get(name) ?? new Set(rows.map(({ row }) => idOf(entity, row, shape)));
-    byShape.set(name, ids);
+    const ids = byShape.get(shape) ?? new Set(rows.map(({ row }) => idOf(entity, row, shape)));
+    byShape.set(shape, ids);
     return ids.has(id);
   };
 }

@@ -62,12 +62,7 @@ export function prepared(texts: Texts, use: string, text: () => string): Omit<St
 }
 
 export function valuesOf(columns: readonly Column[], rows: readonly Readonly<Record<string, unknown>>[]): Buffer[] {
-  return columns.map(({ property, codec }) =>
-    arrayOf(
-      codec,
-      rows.map((row) => row[property]),
-    ),
-  );
+  return columns.map(({ property, codec }) => arrayOf(codec, rows, property));
 }
 
 /** The rows of the parameters as `u`, where they equal those of the table, `t`, in the columns `guards`. */
@@ -91,6 +86,11 @@ export function checked(change: string): string {
 /** Of single values that come as arrays of one. */
 export function equalities(columns: readonly Column[]): string {
   return columns.map(({ field, type }, index) => `${field} = ($${index + 1}::${type}[])[1]`).join(" and ");
+}
+
+/** One row after the other, all columns side by side; `from unnest` of them would store them all once more. */
+export function unnested(columns: readonly Column[], first = 1): string[] {
+  return columns.map(({ type }, index) => `unnest($${first + index}::${type}[])`);
 }
 
 export function parameters(columns: readonly Column[], first = 1): string {

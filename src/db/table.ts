@@ -17,6 +17,7 @@ import {
   type Statement,
   type Texts,
   textOf,
+  unnested,
   valuesOf,
 } from "./statement.ts";
 
@@ -119,7 +120,7 @@ export class Table {
         .map(({ table }, index) => {
           const columns = written[index] ?? [];
           const fields = columns.map(({ field }) => field).join(", ");
-          const insert = `insert into ${table.#name} (${fields}) select * from unnest(${parameters(columns, first)})`;
+          const insert = `insert into ${table.#name} (${fields}) select ${unnested(columns, first).join(", ")}`;
           first += columns.length;
           if (index === parts.length - 1) return insert;
           return `${index === 0 ? "with " : ""}i${index} as (${insert})${index === parts.length - 2 ? "" : ","}`;
@@ -230,13 +231,20 @@ export class Table {
 
   /** The properties that differ from an earlier snapshot. */
   changes(row: Row, before: readonly string[]): string[] {
-    const now = this.snapshot(row);
-    return this.#columns.flatMap((column, index) => (now[index] === before[index] ? [] : column.property));
+    const changed: string[] = [];
+    for (const [index, column] of this.#columns.entries()) {
+      const now = column.generated ? "" : textOf(column, row[column.property]);
+      if (now !== before[index]) changed.push(column.property);
+    }
+    return changed;
   }
 
   /** The same text for the same row, in the order of the key: rows are written in this order everywhere. */
   keyOf(row: Row): string {
-    return this.#key.map((column) => textOf(column, row[column.property])).join(",");
+    const [first, ...others] = this.#key;
+    let key = first ? textOf(first, row[first.property]) : "";
+    for (const column of others) key += `,${textOf(column, row[column.property])}`;
+    return key;
   }
 
   #column(property: string): Column {
