@@ -5,25 +5,32 @@ import { Table } from "./table.ts";
 export type Row = Record<string, unknown>;
 
 /** What becomes of a row. */
-export type Tracked = {
+export class Tracked {
   readonly table: Table;
   readonly row: Row;
   /** As it was loaded; undefined when it is new. */
   readonly before: readonly string[] | undefined;
   /** Under which it was touched. */
-  readonly keys: string[];
-  /** Properties that decisions have changed; some may be as they were again. */
-  noted: Set<string> | undefined;
-  removed: boolean;
+  readonly keys: string[] = [];
   /** Taken over from a batch that was not stored yet: what was decided on it has to be true of what was stored. */
   readonly inherited: boolean;
+  /** Properties that decisions have changed; some may be as they were again. */
+  noted: Set<string> | undefined = undefined;
+  removed = false;
   /** Somebody was refused who had got hold of it: that must not have been on account of counters that had moved on. */
-  refused?: boolean;
+  refused = false;
   /** Properties. Looked up when all is decided. */
-  changed?: readonly string[];
+  changed: readonly string[] | undefined = undefined;
   /** Only counters have changed. */
-  counted?: boolean;
-};
+  counted = false;
+
+  constructor(table: Table, row: Row, before?: readonly string[], inherited = false) {
+    this.table = table;
+    this.row = row;
+    this.before = before;
+    this.inherited = inherited;
+  }
+}
 
 /**
  * The statements that write all changes, in one order everywhere, so that processes never wait in a circle: changes of

@@ -1,8 +1,10 @@
-import { isFree, type Row, statementsOf, type Tracked } from "./changes.ts";
+import { isFree, type Row, statementsOf, Tracked } from "./changes.ts";
 import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
 import type { ResultRows, Session } from "./session.ts";
 import type { Statement } from "./statement.ts";
 import type { Table } from "./table.ts";
+
+const NONE: readonly Row[][] = [];
 
 /** Finds the table of an entity. */
 export type Tables = (entity: RowClass<object>) => Table;
@@ -139,7 +141,7 @@ export class Rows implements Tx {
       // Of a key with some rows changed the others would be handed on and on, and never be read again.
       else if (tracked.every((one) => one.changed?.length)) {
         for (const { table, row, counted } of tracked) {
-          if (!next.has(row)) next.set(row, table.updated(row, counted ?? false));
+          if (!next.has(row)) next.set(row, table.updated(row, counted));
         }
         changed.set(
           id,
@@ -172,19 +174,12 @@ export class Rows implements Tx {
     const row = entity as Row;
     if (this.#tracked.has(row)) throw new Error("only new rows can be added");
     const table = this.#tables(entity.constructor as RowClass<object>);
-    this.#tracked.set(row, {
-      table,
-      row,
-      before: undefined,
-      keys: [],
-      noted: undefined,
-      removed: false,
-      inherited: false,
-    });
-    this.#journal?.push(() => this.#tracked.delete(row));
-    this.#listsOf(row, (rows) => {
-      rows.push(row);
-      this.#journal?.push(() => void rows.splice(rows.indexOf(row), 1));
+    this.#tracked.set(row, new Tracked(table, row));
+    const lists = this.#listsOf(row);
+    for (const rows of lists) rows.push(row);
+    this.#journal?.push(() => {
+      this.#tracked.delete(row);
+      for (const rows of lists) rows.splice(rows.indexOf(row), 1);
     });
   }
 
@@ -197,11 +192,11 @@ export class Rows implements Tx {
     this.#journal?.push(() => {
       tracked.removed = false;
     });
-    this.#listsOf(row, (rows) => {
+    for (const rows of this.#listsOf(row)) {
       const index = rows.indexOf(row);
       rows.splice(index, 1);
       this.#journal?.push(() => void rows.splice(index, 0, row));
-    });
+    }
   }
 
   /** Keeps in mind what has changed: another decision may change it back, and both have to have been right. */
@@ -255,22 +250,21 @@ export class Rows implements Tx {
     this.#identity.set(identity, row);
     if (row === loaded) {
       const before = table.snapshot(row);
-      this.#tracked.set(row, { table, row, before, keys: [], noted: undefined, removed: false, inherited });
+      this.#tracked.set(row, new Tracked(table, row, before, inherited));
     }
     const id = idOf(entity, row, shape);
     this.#tracked.get(row)?.keys.push(id);
     this.#found.get(id)?.push(row);
   }
 
-  #listsOf(row: Row, change: (rows: Row[]) => void): void {
+  /** The lists in which the row stands or has to stand, which are about to change. */
+  #listsOf(row: Row): readonly Row[][] {
     const entity = row.constructor as unknown as RowClass<object>;
-    for (const shape of this.#shapes.get(entity) ?? []) {
-      const id = idOf(entity, row, shape);
-      const rows = this.#found.get(id);
-      if (!rows) continue;
-      this.#regrouped.add(id);
-      change(rows);
-    }
+    const shapes = this.#shapes.get(entity);
+    if (!shapes) return NONE;
+    const ids = [...shapes].map((shape) => idOf(entity, row, shape)).filter((id) => this.#found.has(id));
+    for (const id of ids) this.#regrouped.add(id);
+    return ids.map((id) => this.#found.get(id) ?? []);
   }
 }
 
