@@ -132,8 +132,7 @@ export class Call {
   }
 
   /**
-   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not decoded; behind the
-   * gRPC door its bytes have been received by then, up to the size limit.
+   * Finds out who calls, and whether its role may. Needs no request, so that a stranger's is not read.
    * @throws DomainError SHUTTING_DOWN, OVERLOADED, TOKEN_MISSING, TOKEN_INVALID, ISSUER_UNAVAILABLE, ROLE_REQUIRED
    */
   authorize(authorization: string | undefined): undefined | Promise<undefined> {
@@ -180,6 +179,8 @@ export class Call {
 
   /** Checks the request and runs the handler of a unary RPC; the door then says `complete` or `refuse`. */
   async run(request: Message, context: HandlerContext): Promise<Message> {
+    // It was given up while it was still arriving.
+    if (this.#abandoned !== undefined) throw this.#abandoned;
     this.#check(request);
     return this.#toMessage(await this.#unlessAbandoned(this.rpc.impl(request, context)));
   }
@@ -205,11 +206,15 @@ export class Call {
     }
   }
 
-  /** Nobody waits for the answer any more: the handler's fate no longer matters. Does nothing after the end. */
+  /**
+   * Nobody waits for the answer any more: the handler's fate no longer matters, and a call that has not come that far ends
+   * here. Does nothing after the end.
+   */
   abandon(reason: unknown): void {
     if (this.#ended || this.#abandoned !== undefined) return;
     this.#abandoned = reason;
     this.#interrupt?.(reason);
+    if (!this.started) this.refuse(reason);
   }
 
   /** Records that the call was answered. */

@@ -130,12 +130,16 @@ function allowOrigin(request: IncomingMessage, response: ServerResponse, allowed
   response.setHeader("access-control-max-age", 7_200);
 }
 
+/** The longest time that a timer of Node's takes. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
 /** Sets the default deadline where the library reads one: it then makes the signal, and answers when it has passed. */
 function setDeadline(request: IncomingMessage): void {
   const { headers } = request;
-  if (headers["connect-timeout-ms"] !== undefined || headers["grpc-timeout"] !== undefined) return;
-  headers["connect-timeout-ms"] = String(DEFAULT_DEADLINE_MS);
-  headers["grpc-timeout"] = `${DEFAULT_DEADLINE_MS}m`;
+  headers["connect-timeout-ms"] ??= String(DEFAULT_DEADLINE_MS);
+  headers["grpc-timeout"] ??= `${DEFAULT_DEADLINE_MS}m`;
+  // A timer for longer would fire at once.
+  if (Number(headers["connect-timeout-ms"]) > MAX_TIMER_MS) headers["connect-timeout-ms"] = String(MAX_TIMER_MS);
 }
 
 /** Gives a request its id where the library reads one, and each answer to it too, that of the library included. */
@@ -187,8 +191,16 @@ function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoor
     requestGate: (context) => admit(pipeline, byMethod.get(context.method) as Rpc, context),
     routes: (router) => addRpcs(router, pipeline.rpcs),
   });
+  let probe: Promise<boolean> | undefined;
+  const ready = () => {
+    // One at a time, however many ask: it takes a connection of those that serve calls.
+    probe ??= Promise.try(options.ready).finally(() => {
+      probe = undefined;
+    });
+    return probe;
+  };
   const sendReady = (response: ServerResponse) =>
-    Promise.try(options.ready).then(
+    ready().then(
       (ready) =>
         ready && !pipeline.stopping ? sendText(response, 200, "ready") : sendText(response, 503, "not ready"),
       () => sendText(response, 503, "not ready"),

@@ -62,16 +62,17 @@ function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Bu
 }
 
 /** The library's own way to the handler of a unary call ends here: the call has been taken over. */
-const taken = { start() {} } as unknown as ServerInterceptingCall;
+const nothing = { start() {} } as unknown as ServerInterceptingCall;
 
 function intercept(pipeline: Pipeline): ServerInterceptor {
   const unary = new Map(pipeline.rpcs.filter(isUnary).map((rpc) => [`/${rpc.name}`, rpc]));
   return ({ path }, call) => {
-    explain(pipeline, path, call);
     const rpc = unary.get(path);
-    if (!rpc) return call as ServerInterceptingCall;
-    call.start(new UnaryCall(pipeline, rpc, call));
-    return taken;
+    const taken = rpc && new UnaryCall(pipeline, rpc, call);
+    explain(pipeline, path, call, () => taken?.open);
+    if (!taken) return call as ServerInterceptingCall;
+    call.start(taken);
+    return nothing;
   };
 }
 

@@ -1,6 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Metadata, type ServerInterceptingCallInterface } from "@grpc/grpc-js";
-import { requestIdOf } from "./call.ts";
+import { type Call, requestIdOf } from "./call.ts";
 import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
@@ -29,19 +29,25 @@ export function unimplemented(details: string): Status {
 
 /**
  * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
- * others have, and a log line. It sends them past all interceptors, hence the method put into its call object.
+ * others have, and a log line: that of the call, where one has begun. It sends them past all interceptors, hence the
+ * method put into its call object.
  */
-export function explain(pipeline: Pipeline, path: string, call: RawCall): void {
+export function explain(pipeline: Pipeline, path: string, call: RawCall, begun: () => Call | undefined): void {
   const beganMs = performance.now();
   const send = call.sendStatus;
   call.sendStatus = (status) => {
     if (status.code === OK || status.metadata?.get(DETAILS).length) return send.call(call, status);
-    const refusal = refusalOf(new ConnectError(status.details ?? "", status.code as number));
-    if (refusal.reason === "INTERNAL") return send.call(call, status);
+    // What it calls internal is about what the caller sent: bytes that can't be decompressed, a deadline that can't be read.
+    const code = status.code === (Code.Internal as number) ? Code.InvalidArgument : (status.code as number);
+    const refusal = refusalOf(new ConnectError(status.details ?? "", code));
+    const open = begun();
     const metadata = status.metadata ?? new Metadata();
     if (refusal.reason === "DEADLINE_EXCEEDED") {
-      // Such a call has run, and is in the log already.
-      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
+      // It is in the log when it has been given up.
+      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, open?.requestId ?? ""))));
+    } else if (open) {
+      metadata.set("x-request-id", open.requestId);
+      metadata.set(DETAILS, asBuffer(encodeStatus(open.refuse(refusal))));
     } else {
       const sent = (call as unknown as { metadata: Metadata }).metadata.get("x-request-id")[0];
       const requestId = requestIdOf(sent);
@@ -49,6 +55,6 @@ export function explain(pipeline: Pipeline, path: string, call: RawCall): void {
       metadata.set("x-request-id", requestId);
       metadata.set(DETAILS, asBuffer(encodeStatus(error)));
     }
-    send.call(call, { ...status, metadata });
+    send.call(call, { ...status, code, metadata });
   };
 }

@@ -1,11 +1,11 @@
-import type { EventEmitter } from "node:events";
+import type { ServerHttp2Stream } from "node:http2";
 import { fromBinary, type Message } from "@bufbuild/protobuf";
 import type { Metadata } from "@grpc/grpc-js";
 import { DomainError } from "../error.ts";
 import type { Call, Rpc } from "./call.ts";
 import { DEFAULT_DEADLINE_MS, gone } from "./door.ts";
 import { GrpcContext } from "./grpc-context.ts";
-import { asBuffer, type RawCall, toStatus, unimplemented } from "./grpc-status.ts";
+import { asBuffer, type RawCall, toStatus } from "./grpc-status.ts";
 import { encodeAnswer } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
 
@@ -34,9 +34,10 @@ export class UnaryCall {
   readonly #pipeline: Pipeline;
   readonly #rpc: Rpc;
   readonly #grpc: RawCall;
-  #metadata: Metadata | undefined;
   #bytes: Buffer | undefined;
-  /** Both while the call runs. */
+  #timer: NodeJS.Timeout | undefined;
+  #running = false;
+  /** Both while the call is open. */
   #call: Call | undefined;
   #context: GrpcContext | undefined;
 
@@ -46,14 +47,33 @@ export class UnaryCall {
     this.#grpc = grpc;
   }
 
+  /** The call, from its headers to its answer. */
+  get open(): Call | undefined {
+    return this.#call;
+  }
+
+  /** Begins the call: its request is read when it is known who calls, and has to be there within the deadline. */
   onReceiveMetadata(metadata: Metadata): void {
-    this.#metadata = metadata;
-    this.#grpc.startRead();
+    const call = this.#pipeline.begin(this.#rpc, metadata.get("x-request-id")[0] as string | undefined);
+    const asked = Number(this.#grpc.getDeadline());
+    const byDefault = asked === Number.POSITIVE_INFINITY;
+    this.#call = call;
+    this.#context = new GrpcContext(call, metadata, byDefault ? Date.now() + DEFAULT_DEADLINE_MS : asked);
+    // Where the caller sets a deadline, the library answers when it has passed.
+    if (byDefault) this.#timer = setTimeout(() => this.#expire(), DEFAULT_DEADLINE_MS);
+    try {
+      const pending = call.authorize(metadata.get("authorization")[0] as string | undefined);
+      const read = () => this.#grpc.startRead();
+      if (pending) pending.then(read, (error: unknown) => this.#refuse(error));
+      else read();
+    } catch (error) {
+      this.#refuse(error);
+    }
   }
 
   onReceiveMessage(bytes: Buffer): void {
     if (this.#bytes) {
-      this.#refuse("a second");
+      this.#refuse(this.#miscounted("a second"));
     } else {
       this.#bytes = bytes;
       this.#grpc.startRead();
@@ -61,69 +81,75 @@ export class UnaryCall {
   }
 
   onReceiveHalfClose(): void {
-    if (this.#bytes && this.#metadata) this.#begin(this.#metadata, this.#bytes);
-    else this.#refuse("no");
-  }
-
-  /** In the words of the library, which would do the same. */
-  #refuse(many: "no" | "a second"): void {
-    const details = `Received ${many} request message for server streaming method /${this.#rpc.name}`;
-    this.#grpc.sendStatus(unimplemented(details));
-  }
-
-  #begin(metadata: Metadata, bytes: Buffer): void {
-    const call = this.#pipeline.begin(this.#rpc, metadata.get("x-request-id")[0] as string | undefined);
-    const asked = Number(this.#grpc.getDeadline());
-    const byDefault = asked === Number.POSITIVE_INFINITY;
-    const context = new GrpcContext(call, metadata, byDefault ? Date.now() + DEFAULT_DEADLINE_MS : asked);
-    this.#call = call;
-    this.#context = context;
-    const timer = byDefault ? setTimeout(() => this.onCancel(), DEFAULT_DEADLINE_MS) : undefined;
-    void this.#answer(call, context, metadata, bytes, timer);
+    // A stream that was reset ends, too, before it is cancelled.
+    if (this.#stream.closed) return;
+    if (this.#bytes) void this.#answer(this.#bytes);
+    else this.#refuse(this.#miscounted("no"));
   }
 
   /** The caller has gone, or the deadline that it set has passed. It is called after each answer too. */
   onCancel(): void {
     if (this.#call && this.#context) leave(this.#call, this.#context, gone(this.#context.timeoutMs()));
+    if (!this.#running) this.#end();
     // The engine frees a closed stream only with the old generation: what its listeners hold would live as long.
-    const { stream } = this.#grpc as unknown as { stream: EventEmitter };
-    stream.removeAllListeners("data").removeAllListeners("end");
+    this.#stream.removeAllListeners("data").removeAllListeners("end");
+  }
+
+  /** The library keeps it to itself. */
+  get #stream(): ServerHttp2Stream {
+    return (this.#grpc as unknown as { stream: ServerHttp2Stream }).stream;
+  }
+
+  #expire(): void {
+    const late = new DomainError("DEADLINE_EXCEEDED", "the deadline has passed");
+    if (this.#running && this.#call && this.#context) leave(this.#call, this.#context, late);
+    else this.#refuse(late);
+  }
+
+  /** As gRPC has it for another number of requests than one, in the words of the library. */
+  #miscounted(many: "no" | "a second"): DomainError {
+    const method = `/${this.#rpc.name}`;
+    return new DomainError(
+      "METHOD_NOT_SERVED",
+      `Received ${many} request message for server streaming method ${method}`,
+    );
   }
 
   /** Does everything that may fail, and answers. */
-  async #answer(
-    call: Call,
-    context: GrpcContext,
-    metadata: Metadata,
-    bytes: Buffer,
-    timer: NodeJS.Timeout | undefined,
-  ): Promise<void> {
-    const grpc = this.#grpc;
+  async #answer(bytes: Buffer): Promise<void> {
+    const [call, context] = [this.#call, this.#context];
+    if (!call || !context) return;
+    this.#running = true;
     let encoded: Buffer;
     try {
-      const pending = call.authorize(metadata.get("authorization")[0] as string | undefined);
-      if (pending) await pending;
       const message = await call.run(decode(call.rpc, bytes), context);
       encoded = asBuffer(encodeAnswer(call.rpc.method.output, message));
       call.complete();
     } catch (error) {
-      this.#end(timer);
-      const refusal = call.refuse(error);
-      context.abort(refusal);
-      return grpc.sendStatus(toStatus(refusal, context.header()));
+      return this.#refuse(error);
     }
-    this.#end(timer);
+    this.#end();
+    const grpc = this.#grpc;
     grpc.sendMetadata(context.header());
     const trailer = context.trailer();
     grpc.sendMessage(encoded, () => grpc.sendStatus(trailer ? { ...OK, metadata: trailer } : OK));
   }
 
+  #refuse(error: unknown): void {
+    const [call, context] = [this.#call, this.#context];
+    if (!call || !context) return;
+    this.#end();
+    const refusal = call.refuse(error);
+    context.abort(refusal);
+    this.#grpc.sendStatus(toStatus(refusal, context.header()));
+  }
+
   /** Lets go of everything: the library keeps what listens to a call for long after its end. */
-  #end(timer: NodeJS.Timeout | undefined): void {
-    clearTimeout(timer);
+  #end(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
     this.#call = undefined;
     this.#context = undefined;
-    this.#metadata = undefined;
     this.#bytes = undefined;
   }
 }
