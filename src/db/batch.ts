@@ -44,6 +44,8 @@ export type Lead = Readonly<{
   proof: Statement;
   /** Settled when it is known whether it was stored. */
   written: Promise<unknown>;
+  /** Some decision was refused. */
+  refused: boolean;
   /** Resolves when the batch has ended, whatever became of it. */
   ended: Promise<void>;
 }>;
@@ -52,6 +54,13 @@ export type Lead = Readonly<{
 export type Place = Readonly<{ ahead?: Lead | undefined; lead?: (lead: Lead | undefined) => void }>;
 
 export type Outcome = { pending: Pending; result: unknown } | { pending: Pending; error: unknown };
+
+/** Whether its caller still waits. One that has given up is told so, and nothing of the command is written. */
+export function isAwaited({ write, reject }: Pending): boolean {
+  if (!write?.signal.aborted) return true;
+  reject(write.signal.reason);
+  return false;
+}
 
 /** The decision of one command on the rows as those before it have left them. */
 export function decide(pending: Pending, rows: Rows): Outcome {

@@ -1,6 +1,6 @@
 /** Lines up commands and lets those that may run together become one transaction. */
 import { DomainError } from "../error.ts";
-import type { BatchObserver, Lead, Pending, Place } from "./batch.ts";
+import { type BatchObserver, isAwaited, type Lead, type Pending, type Place } from "./batch.ts";
 import { answerTouch } from "./idempotency.ts";
 
 /** The most commands in one transaction. */
@@ -146,10 +146,7 @@ export class GroupCommit {
     for (; position < candidates.length && batch.length < this.#maxBatch; position += 1) {
       const queued = candidates[position] as Queued;
       const { pending, keys } = queued;
-      if (pending.write?.signal.aborted) {
-        pending.reject(pending.write.signal.reason);
-        continue;
-      }
+      if (!isAwaited(pending)) continue;
       const ahead = this.#aheadOf(keys, behind);
       if (ahead === "wait") {
         for (const key of keys) this.#heldBack.add(key);

@@ -5,6 +5,7 @@ import {
   answer,
   type BatchObserver,
   type Committed,
+  isAwaited,
   type Lead,
   type Outcome,
   type Pending,
@@ -32,7 +33,10 @@ export class BatchRunner {
   readonly #transactions: Transactions;
   /** Until then rows are locked before they are read: somebody else has changed them at the same time. */
   #lockUntil = 0;
-  /** Until then no batch goes on with what the one in front leaves: somebody else is counting on the same rows. */
+  /**
+   * Until then somebody else is counting on the same rows: what a batch leaves is a guess, and who is refused on a guess has
+   * to be decided again. So no batch goes on with it where some are refused already.
+   */
   #companyUntil = 0;
   /** How many batches are under way. */
   #running = 0;
@@ -46,7 +50,7 @@ export class BatchRunner {
   async run(batch: readonly Pending[], { ahead, lead = () => {} }: Place = {}): Promise<void> {
     const { promise: ended, resolve: end } = Promise.withResolvers<void>();
     const offer: Offer = (written) => {
-      if (!written || performance.now() >= this.#companyUntil) lead(written && { ...written, ended });
+      if (!written?.refused || performance.now() >= this.#companyUntil) lead(written && { ...written, ended });
     };
     this.#running += 1;
     try {
@@ -73,9 +77,11 @@ export class BatchRunner {
     return true;
   }
 
-  async #run(batch: readonly Pending[], offer: Offer = () => {}): Promise<void> {
+  async #run(given: readonly Pending[], offer: Offer = () => {}): Promise<void> {
     const start = performance.now();
     for (let attempt = 1; ; attempt += 1) {
+      const batch = given.filter(isAwaited);
+      if (batch.length === 0) return;
       // Who has met another process on its rows waits its turn from then on, until the storm is over.
       const locked = attempt > 1 || start < this.#lockUntil;
       let outcomes: Outcome[];

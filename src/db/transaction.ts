@@ -102,7 +102,8 @@ export class Transactions {
       const lead = () => {
         // Upkeep is not in a hurry.
         const asked = outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write);
-        return asked ? { handover: rows.handover(), session, proof: proofOf(mark), written } : undefined;
+        const refused = outcomes.some((outcome) => "error" in outcome);
+        return asked ? { handover: rows.handover(), session, proof: proofOf(mark), written, refused } : undefined;
       };
       const results = await leading(written, ahead, offer, lead).catch((error) => {
         throw rows.counting && isBrokenCheck(error) ? new Outrun("others have counted as well", error) : error;

@@ -59,6 +59,22 @@ describe("a caller that has gone", () => {
     expect(await Promise.all(both)).toEqual([[9], [8]]);
     expect(await stockOf(db, id)).toBe(8);
   });
+
+  test("while its batch has to be tried again: nothing of it is written, and the rest is", async () => {
+    const { db, seen } = await open(url);
+    const [id = ""] = await addVariants(db, 10);
+    const held = await holdVariant(url, id);
+    const caller = new AbortController();
+    const both = [db.write(callOf(undefined, "", caller.signal), takeOne([id])), db.write(callOf(), takeOne([id]))];
+    const ends = Promise.allSettled(both);
+    await held.waiting(1);
+    caller.abort(new DomainError("CANCELLED", "gone"));
+    // The lock was waited for in vain once.
+    await expect.poll(() => seen.split.length, { timeout: 5_000 }).toBe(1);
+    await held.release();
+    expect((await ends).map(reasonOf)).toEqual(["CANCELLED", "done"]);
+    expect(await stockOf(db, id)).toBe(9);
+  });
 });
 
 describe("the queue", () => {
