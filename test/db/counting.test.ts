@@ -2,6 +2,7 @@
 import { randomUUIDv7 } from "node:crypto";
 import { describe, expect, test } from "vitest";
 import { type Command, share, type Tx, touch } from "../../src/db/command.ts";
+import type { Database } from "../../src/db/database.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { User } from "../../src/user/user.entity.ts";
 import { createDatabase } from "../support/database.ts";
@@ -169,6 +170,44 @@ describe("a batch behind another one, while somebody else counts as well", () =>
     await held.release();
     expect(await endsOf(first, second)).toEqual(["taken", "taken"]);
     expect(await stockOf(db, x)).toBe(4);
+  });
+});
+
+describe("a process that has met another one counting", () => {
+  /** Counts while somebody else has counted since it read. */
+  async function meet(db: Database, id: string): Promise<void> {
+    const other = await changing(id, "stock = stock - 5");
+    const mine = db.write(callOf(), taken(id, 3));
+    await other.waiting(1);
+    await other.release();
+    await mine;
+  }
+
+  test("goes on with what a batch leaves that has refused nobody", async () => {
+    const { db, seen, ids } = await openShop(url, [100]);
+    const [id] = ids;
+    await meet(db, id);
+    const held = await holdVariant(url, id);
+    const first = await lead(db, held, taken(id, 1));
+    const second = await follow(db, taken(id, 1));
+    await held.release();
+    expect(await endsOf(first, second)).toEqual(["taken", "taken"]);
+    expect(seen.committed.map(({ behind }) => behind)).toEqual([false, false, true]);
+    expect(await stockOf(db, id)).toBe(90);
+  });
+
+  test("does not where one was refused: on a guess the next would be, too", async () => {
+    const { db, seen, ids } = await openShop(url, [100]);
+    const [id] = ids;
+    await meet(db, id);
+    const held = await holdVariant(url, id);
+    const refused = send(db, taken(id, 1_000));
+    const first = await lead(db, held, taken(id, 1));
+    const second = send(db, taken(id, 1));
+    await held.release();
+    expect(await endsOf(refused, first, second)).toEqual(["INSUFFICIENT_STOCK", "taken", "taken"]);
+    expect(seen.committed.map(({ behind }) => behind)).toEqual([false, false, false]);
+    expect(await stockOf(db, id)).toBe(90);
   });
 });
 
