@@ -7,18 +7,18 @@ import {
   type Message,
   type MessageInitShape,
   type MessageShape,
-  toBinary,
 } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
 import { Replayed, type Write } from "../db/command.ts";
 import { callerOf } from "./call.ts";
+import { encode } from "./encode.ts";
 
 /** Answers whose bytes are there already, because they were stored: the gRPC door sends those and encodes nothing. */
 const encoded = new WeakMap<Message, Uint8Array>();
 
 /** The answer as bytes, made now unless it was made before. */
 export function encodeAnswer(output: DescMessage, answer: Message): Uint8Array {
-  return encoded.get(answer) ?? toBinary(output, answer);
+  return encoded.get(answer) ?? encode(output, answer);
 }
 
 function remember<M extends Message>({ answer, bytes }: { answer: M; bytes: Uint8Array }): M {
@@ -52,14 +52,14 @@ export function write<I extends DescMessage, O extends DescMessage, R>(
     const answerOf = (result: unknown) => {
       if (last && last.result === result) return last;
       const answer = create(output, respond(result as R));
-      last = { result, answer, bytes: toBinary(output, answer) };
+      last = { result, answer, bytes: encode(output, answer) };
       return last;
     };
     const call: Write = {
       scope: callerOf(context).subject,
       rpc,
       requestId: (request as unknown as { requestId: string }).requestId,
-      fingerprint: hash("sha256", toBinary(input, request), "buffer"),
+      fingerprint: hash("sha256", encode(input, request), "buffer"),
       signal: context.signal,
       encode: (result) => answerOf(result).bytes,
     };
