@@ -1,7 +1,7 @@
 /**
  * Messages in the binary format, byte for byte as the library's `toBinary` writes them, with one buffer for all of them:
  * the library takes a new one for each message, and larger ones while that grows, outside of the heap. With the collecting
- * that was a tenth of what the service did for a Checkout.
+ * that was a sixth of the processor time of a Checkout.
  */
 import { type DescField, type DescMessage, type MessageShape, ScalarType } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
