@@ -3,14 +3,13 @@
  * the library takes a new one for each message, and larger ones while that grows, outside of the heap. With the collecting
  * that was a sixth of the processor time of a Checkout.
  */
-import { type DescField, type DescMessage, type MessageShape, ScalarType } from "@bufbuild/protobuf";
+import { type DescField, type DescMessage, type Message, type MessageShape, ScalarType } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { Edition, FeatureSet_FieldPresence as FieldPresence, isWrapperDesc } from "@bufbuild/protobuf/wkt";
 
-type Unknown = Readonly<{ no: number; wireType: WireType; data: Uint8Array }>;
-type Values = Readonly<Record<string, unknown> & { $unknown?: readonly Unknown[] }>;
+type Values = Message & Readonly<Record<string, unknown>>;
 /** Writes a message, or a field of it if that is set. */
-type Write = (message: Values) => void;
+type WriteMessage = (message: Values) => void;
 /** Writes a value behind its tag. */
 type WriteValue = (value: unknown) => void;
 type Scalar = Readonly<{ wireType: WireType; zero: unknown; write: (value: never) => void }>;
@@ -26,9 +25,9 @@ const scalars: Partial<Record<ScalarType, Scalar>> = {
   [ScalarType.BOOL]: { wireType: WireType.Varint, zero: false, write: (value: boolean) => writer.bool(value) },
 };
 
-const known = new Map<DescMessage, Write>();
+const known = new Map<DescMessage, WriteMessage>();
 
-function messageWriter(desc: DescMessage): Write {
+function messageWriter(desc: DescMessage): WriteMessage {
   let write = known.get(desc);
   if (!write) {
     if (desc.file.edition !== Edition.EDITION_PROTO3 || isWrapperDesc(desc))
@@ -36,7 +35,8 @@ function messageWriter(desc: DescMessage): Write {
     const fields = desc.fields.toSorted((a, b) => a.number - b.number).map(fieldWriter);
     write = (message) => {
       for (const field of fields) field(message);
-      for (const { no, wireType, data } of message.$unknown ?? []) writer.tag(no, wireType).raw(data);
+      const { $unknown: unknown } = message;
+      if (unknown) for (const { no, wireType, data } of unknown) writer.tag(no, wireType).raw(data);
     };
     known.set(desc, write);
   }
@@ -44,7 +44,8 @@ function messageWriter(desc: DescMessage): Write {
 }
 
 function scalarOf(field: DescField): Scalar {
-  const scalar = scalars[field.enum ? ScalarType.INT32 : (field.scalar ?? ScalarType.BYTES)];
+  const type = field.enum ? ScalarType.INT32 : field.scalar;
+  const scalar = type && scalars[type];
   if (!scalar || field.fieldKind === "map" || (field.fieldKind === "list" && field.packed)) {
     throw new TypeError(`${field} is not written`);
   }
@@ -70,7 +71,7 @@ function valueWriter(field: DescField): WriteValue {
   };
 }
 
-function fieldWriter(field: DescField): Write {
+function fieldWriter(field: DescField): WriteMessage {
   const { localName, oneof } = field;
   const write = valueWriter(field);
   if (field.fieldKind === "list") {
@@ -95,7 +96,7 @@ function fieldWriter(field: DescField): Write {
 export function encode<D extends DescMessage>(desc: D, message: MessageShape<D>): Uint8Array {
   const write = messageWriter(desc);
   try {
-    write(message as unknown as Values);
+    write(message as Values);
     return writer.finish();
   } catch (error) {
     // What is half written must not stand in front of the next message.

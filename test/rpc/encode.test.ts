@@ -1,30 +1,28 @@
 /** The contract's messages as they go out: byte for byte as the library writes them. */
-import { create, type DescField, type DescMessage, type Message, ScalarType, toBinary } from "@bufbuild/protobuf";
+import { readdirSync } from "node:fs";
+import {
+  create,
+  type DescField,
+  type DescMessage,
+  type DescService,
+  type Message,
+  ScalarType,
+  toBinary,
+} from "@bufbuild/protobuf";
 import { WireType } from "@bufbuild/protobuf/wire";
 import { TimestampSchema } from "@bufbuild/protobuf/wkt";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { file_shop_v1_balance } from "../../gen/shop/v1/balance_pb.ts";
-import { file_shop_v1_cart } from "../../gen/shop/v1/cart_pb.ts";
-import { file_shop_v1_coupon } from "../../gen/shop/v1/coupon_pb.ts";
-import { file_shop_v1_order } from "../../gen/shop/v1/order_pb.ts";
-import { file_shop_v1_payment } from "../../gen/shop/v1/payment_pb.ts";
-import { file_shop_v1_product } from "../../gen/shop/v1/product_pb.ts";
-import { file_shop_v1_ranking } from "../../gen/shop/v1/ranking_pb.ts";
-import { file_shop_v1_user } from "../../gen/shop/v1/user_pb.ts";
 import { encode } from "../../src/rpc/encode.ts";
 
-const files = [
-  file_shop_v1_balance,
-  file_shop_v1_cart,
-  file_shop_v1_coupon,
-  file_shop_v1_order,
-  file_shop_v1_payment,
-  file_shop_v1_product,
-  file_shop_v1_ranking,
-  file_shop_v1_user,
-];
-const messages = files.flatMap(({ messages }) => messages).map((desc) => [desc.typeName, desc] as const);
+const generated = new URL("../../gen/shop/v1/", import.meta.url);
+const modules: Record<string, unknown>[] = await Promise.all(
+  readdirSync(generated).map((name) => import(new URL(name, generated).href)),
+);
+const exported = modules.flatMap((module) => Object.values(module) as { kind?: string }[]);
+const services = exported.filter((one): one is DescService => one.kind === "service");
+const methods = services.flatMap((service) => service.methods);
+const messages = methods.flatMap(({ input, output }) => [input, output]).map((desc) => [desc.typeName, desc] as const);
 
 const text = fc.oneof(
   fc.string({ unit: "binary", maxLength: 300 }),
