@@ -12,6 +12,7 @@ import {
   equalities,
   given,
   isWritable,
+  ONLY_BEGUN,
   parameters,
   prepared,
   type Statement,
@@ -122,7 +123,7 @@ export class Table {
           const fields = columns.map(({ field }) => field).join(", ");
           const insert = `insert into ${table.#name} (${fields}) select ${unnested(columns, first).join(", ")}`;
           first += columns.length;
-          if (index === parts.length - 1) return insert;
+          if (index === parts.length - 1) return `${insert} where ${ONLY_BEGUN}`;
           return `${index === 0 ? "with " : ""}i${index} as (${insert})${index === parts.length - 2 ? "" : ","}`;
         })
         .join(" ");

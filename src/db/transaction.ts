@@ -7,7 +7,7 @@ import { isBrokenCheck, Outrun } from "./conflict.ts";
 import { answerTouch } from "./idempotency.ts";
 import { Rows, type Tables } from "./rows.ts";
 import { Session } from "./session.ts";
-import type { Statement } from "./statement.ts";
+import { BEGIN, ONLY_BEGUN, type Statement } from "./statement.ts";
 
 export type Isolation = "repeatable read" | "read committed";
 
@@ -33,7 +33,7 @@ const STORED = "doorbuster.stored";
 
 /** The same, and leaves a mark of the transaction, for a proof of it. */
 function marked(mark: string): Statement {
-  const text = `select ${[`set_config('${STORED}', $1, false)`, ...set].join(", ")}`;
+  const text = `select ${[`set_config('${STORED}', $1, false)`, ...set].join(", ")} where ${ONLY_BEGUN}`;
   return { name: "marked", text, values: [mark] };
 }
 
@@ -46,8 +46,6 @@ function proofOf(mark: string): Statement {
   const text = `select 1 / (current_setting('${STORED}', true) is not distinct from $1)::int`;
   return { name: "proof", text, values: [mark] };
 }
-
-const BEGIN = "begin isolation level read committed";
 
 export type TransactionOptions = Readonly<{
   pool: Pool;

@@ -1,11 +1,13 @@
 /** Two processes on one database: what catches a row that somebody else has changed in between. */
 import { randomUUIDv7 } from "node:crypto";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { Cart, CartItem } from "../../src/cart/cart.entity.ts";
-import { touch } from "../../src/db/command.ts";
+import { type Command, touch } from "../../src/db/command.ts";
 import type { Isolation } from "../../src/db/transaction.ts";
 import { createDatabase } from "../support/database.ts";
-import { addVariants, connect, hold, open, stocksOf, takeOne } from "./harness.ts";
+import { endsOf, openShop, send } from "./chain.ts";
+import { addVariants, callOf, connect, hold, open, stocksOf, takeOne } from "./harness.ts";
+import { createProxy } from "./proxy.ts";
 
 const url = await createDatabase();
 
@@ -72,5 +74,67 @@ describe("isolation", () => {
 
   test("is the default", async () => {
     expect(await seenMeanwhile()).toEqual({ changes: 0n, items: 0 });
+  });
+});
+
+describe("a transaction whose BEGIN has failed, so that each of its statements would be one of its own,", () => {
+  const fail = (proxy: { spoil(text: string, other: string): void }) =>
+    proxy.spoil("begin isolation level read committed", "bogus");
+
+  test("counts nothing, and stores no answer", async () => {
+    const proxy = await createProxy(url);
+    const { db } = await open(proxy.url);
+    const [id] = (await addVariants(db, 10)) as [string];
+    const call = callOf();
+    fail(proxy);
+    await expect(db.write(call, takeOne([id]))).rejects.toThrow(/syntax error/);
+    expect(await stocksOf(db, [id])).toEqual([10]);
+    expect(await db.write(call, takeOne([id]))).toEqual([9]);
+  });
+
+  test("changes and deletes nothing", async () => {
+    const proxy = await createProxy(url);
+    const { db } = await open(proxy.url);
+    const [userId, variantId] = [randomUUIDv7(), randomUUIDv7()];
+    const cart = Cart.open(userId);
+    const item = Object.assign(new CartItem(), { userId, variantId, quantity: 1, position: 1n });
+    await db.apply({ touches: [], decide: (tx) => [cart, item].forEach((row) => void tx.add(row)) });
+    const clear: Command<void> = {
+      touches: [touch(Cart, { userId }), touch(CartItem, { userId })],
+      decide: (tx) => {
+        for (const row of tx.list(Cart, { userId })) row.changes += 1n;
+        for (const row of tx.list(CartItem, { userId })) tx.remove(row);
+      },
+    };
+    fail(proxy);
+    await expect(db.write(callOf(), clear)).rejects.toThrow(/syntax error/);
+    expect(await db.find(Cart, { userId })).toMatchObject({ changes: 0n });
+    expect(await db.list(CartItem, { userId })).toHaveLength(1);
+  });
+
+  test("is not taken for stored by the one behind it", async () => {
+    const proxy = await createProxy(url);
+    const { db, seen, ids } = await openShop(proxy.url, [10]);
+    const [id] = ids;
+    const client = await connect(url);
+    const behindEachOther = async (sold: number) => {
+      const first = send(db, takeOne([id]), callOf(), () => proxy.keep());
+      await vi.waitFor(() => expect(first.decisions).toBe(1));
+      // Nobody sends this one twice: there is no answer of it to be read beside the first.
+      const { promise: decided, resolve } = Promise.withResolvers<void>();
+      const second = db.apply(takeOne([id], () => resolve()));
+      await decided;
+      // Somebody else leaves the very version that the first would have left.
+      if (sold)
+        await client.query("update variant set stock = stock - $2, version = version + 1 where id = $1", [id, sold]);
+      proxy.pass();
+      return endsOf(first, { answer: second, decisions: 1 });
+    };
+    // Their connection knows all statements from then on: where one has to be prepared first, a failure in front fails it.
+    expect(await behindEachOther(0)).toEqual([[9], [8]]);
+    expect(seen.committed.map(({ behind }) => behind)).toEqual([false, true]);
+    fail(proxy);
+    expect(await behindEachOther(5)).toEqual([expect.objectContaining({ code: "42601" }), [2]]);
+    expect(await stocksOf(db, [id])).toEqual([2]);
   });
 });

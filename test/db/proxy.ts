@@ -8,6 +8,7 @@ export async function createProxy(url: string) {
   const { hostname, port } = new URL(url);
   const sockets = new Set<Socket>();
   let keeping = false;
+  let spoiled: { text: string; other: string } | undefined;
   const kept = new Map<Socket, Buffer[]>();
   const server = createServer((client) => {
     const upstream = connectTcp(Number(port), hostname);
@@ -15,12 +16,20 @@ export async function createProxy(url: string) {
       sockets.add(socket);
       socket.on("error", () => {});
     }
-    client.pipe(upstream);
+    client.on("data", (data: Buffer) => {
+      const at = spoiled ? data.indexOf(spoiled.text) : -1;
+      if (spoiled && at >= 0) {
+        data.write(spoiled.other, at);
+        spoiled = undefined;
+      }
+      upstream.write(data);
+    });
     upstream.on("data", (data) => {
       if (keeping) kept.set(client, [...(kept.get(client) ?? []), data as Buffer]);
       else client.write(data);
     });
     upstream.on("close", () => client.destroy());
+    client.on("end", () => upstream.end());
     client.on("close", () => upstream.destroy());
   });
   server.listen(0, "127.0.0.1");
@@ -40,6 +49,10 @@ export async function createProxy(url: string) {
     url: proxied.href,
     keep() {
       keeping = true;
+    },
+    /** The next statement that begins with the text arrives as another one, as long as the first. */
+    spoil(text: string, other: string) {
+      spoiled = { text, other };
     },
     /** What was kept arrives, all of a connection at once. */
     pass() {
