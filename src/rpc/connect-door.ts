@@ -6,7 +6,7 @@ import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { DomainError } from "../error.ts";
 import { type Arrival, type Call, callKey, type Rpc, requestIdOf } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { DEFAULT_DEADLINE_MS, type Door, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { isMapped } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
@@ -231,10 +231,10 @@ function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoor
   };
 }
 
-async function closeServer(server: Server): Promise<void> {
+async function closeServer(server: Server, leaveMs: number): Promise<void> {
   const closed = new Promise<void>((resolve) => server.close(() => resolve()));
   server.closeIdleConnections();
-  if (!(await within(closed, FLUSH_MS))) server.closeAllConnections();
+  if (!(await within(closed, leaveMs))) server.closeAllConnections();
 }
 
 /** Opens the door for Connect and gRPC-Web over HTTP/1.1, with /healthz and /readyz. @throws Error naming HTTP_PORT */
@@ -249,5 +249,5 @@ export async function openConnectDoor(pipeline: Pipeline, options: ConnectDoorOp
   const announceStop = () => {
     for (const response of unsent) response.shouldKeepAlive = false;
   };
-  return { port, announceStop, close: () => closeServer(server) };
+  return { port, announceStop, close: (leaveMs) => closeServer(server, leaveMs) };
 }

@@ -7,7 +7,7 @@ export const MAX_REQUEST_BYTES = 1024 * 1024;
 /** How long a unary call may take when the caller does not say. */
 export const DEFAULT_DEADLINE_MS = 30_000;
 
-/** How long sockets may take to send what is left, once all calls have ended. */
+/** How long callers may take at least, in milliseconds, to read what is left and to leave, once all calls have ended. */
 export const FLUSH_MS = 1_000;
 
 /** One of the two ways in, while it is open. */
@@ -15,8 +15,8 @@ export type Door = Readonly<{
   port: number;
   /** Tells those who watch that the server is about to stop. New calls are still answered, with a refusal. */
   announceStop(): void;
-  /** Closes the port, lets sockets finish sending, and then closes them. */
-  close(): Promise<void>;
+  /** Closes the port, lets callers leave for `leaveMs` milliseconds, and then closes all sockets. */
+  close(leaveMs: number): Promise<void>;
 }>;
 
 /** What it means that a caller has gone: at its deadline it hangs up by itself, often a little before our own timer. */

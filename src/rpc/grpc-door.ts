@@ -1,4 +1,4 @@
-import { constants, type ServerHttp2Session } from "node:http2";
+import type { ServerHttp2Session } from "node:http2";
 import { createServer } from "node:net";
 import {
   type handleServerStreamingCall,
@@ -9,7 +9,7 @@ import {
   type ServerWritableStream,
 } from "@grpc/grpc-js";
 import type { Call, Rpc } from "./call.ts";
-import { type Door, FLUSH_MS, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { type Door, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
 import { asBuffer, explain, toStatus, unimplemented } from "./grpc-status.ts";
@@ -111,28 +111,23 @@ function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
   server.addService({ call: definition }, { call: unary ? () => {} : serveStream(pipeline, rpc) });
 }
 
-/** How long callers may take to leave after the GOAWAY, in milliseconds: what they have sent by then is still answered. */
-const LEAVE_MS = 500;
-const LAST_STREAM = 2 ** 31 - 1;
-
-/**
- * Asks callers to send nothing more on their connections, and waits until they have left. Without it a connection is
- * closed under calls that are on their way, and their callers hear INTERNAL instead of UNAVAILABLE.
- */
-async function seeOff(server: Server): Promise<void> {
-  // The library keeps its connections to itself.
-  const { sessions } = server as unknown as { sessions: ReadonlyMap<ServerHttp2Session, unknown> };
-  const left = [...sessions.keys()].map((session) => {
-    session.goaway(constants.NGHTTP2_NO_ERROR, LAST_STREAM);
-    return new Promise((resolve) => session.once("close", resolve));
-  });
-  await within(Promise.all(left), LEAVE_MS);
+/** The connections, which the library keeps to itself; its list of all of them is empty without channelz. */
+function sessionsOf(server: Server): ServerHttp2Session[] {
+  type Listening = { http2Servers: ReadonlyMap<unknown, { sessions: ReadonlySet<ServerHttp2Session> }> };
+  return [...(server as unknown as Listening).http2Servers.values()].flatMap(({ sessions }) => [...sessions]);
 }
 
-async function closeServer(server: Server): Promise<void> {
-  await seeOff(server);
-  const closed = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
-  if (!(await within(closed, FLUSH_MS))) server.forceShutdown();
+/**
+ * Tells callers to go elsewhere, and waits until they have left: of a connection that is closed under calls which are on
+ * their way, callers may hear INTERNAL. Not until the library says so: it counts those as closed that are about to be.
+ */
+async function closeServer(server: Server, leaveMs: number): Promise<void> {
+  const open = sessionsOf(server).filter((session) => !session.destroyed);
+  const closed = Promise.all(open.map((session) => new Promise<void>((resolve) => session.once("close", resolve))));
+  server.tryShutdown(() => {});
+  if (await within(closed, leaveMs)) return;
+  // The library's own forceShutdown finds no connections here.
+  for (const session of open) session.destroy();
 }
 
 /** Opens the gRPC door: all services of the pipeline, health and reflection. @throws Error naming GRPC_PORT */
@@ -151,9 +146,9 @@ export async function openGrpcDoor(pipeline: Pipeline, host: string, port: numbe
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const sockets = createServer({ noDelay: true }, (socket) => injector.injectConnection(socket));
   const bound = await listen(sockets, "GRPC_PORT", host, port);
-  const close = () => {
+  const close = (leaveMs: number) => {
     sockets.close();
-    return closeServer(server);
+    return closeServer(server, leaveMs);
   };
   return { port: bound, announceStop, close };
 }

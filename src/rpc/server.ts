@@ -2,7 +2,7 @@ import type { Logger } from "pino";
 import type { DomainError } from "../error.ts";
 import type { Verifier } from "./auth.ts";
 import { type ConnectDoorOptions, openConnectDoor } from "./connect-door.ts";
-import { within } from "./door.ts";
+import { FLUSH_MS, within } from "./door.ts";
 import { openGrpcDoor } from "./grpc-door.ts";
 import { Pipeline, type Route } from "./pipeline.ts";
 
@@ -27,7 +27,7 @@ export type Served = Readonly<{
   httpPort: number;
   /**
    * Refuses new calls, ends open streams, lets unary calls finish for `graceMs` milliseconds, refuses those left, and
-   * closes all sockets. Calling it again gives the same promise.
+   * closes all sockets, when their callers have heard of it or what is left of the grace is over. Calling it again gives the same promise.
    */
   stop(graceMs: number): Promise<void>;
 }>;
@@ -42,16 +42,18 @@ export async function serve(options: ServeOptions): Promise<Served> {
   const pipeline = new Pipeline(options.routes, options.verifier, log, options.overload);
   const grpc = await openGrpcDoor(pipeline, host, grpcPort);
   const http = await openConnectDoor(pipeline, { host, port, corsOrigins, ready }).catch(async (error: unknown) => {
-    await grpc.close();
+    await grpc.close(0);
     throw error;
   });
   const doors = [grpc, http];
 
   async function stop(graceMs: number): Promise<void> {
+    const graceUntil = performance.now() + graceMs;
     for (const door of doors) door.announceStop();
     await within(pipeline.stop(), graceMs);
     pipeline.abort();
-    await Promise.all(doors.map((door) => door.close()));
+    const leaveMs = Math.max(graceUntil - performance.now(), FLUSH_MS);
+    await Promise.all(doors.map((door) => door.close(leaveMs)));
   }
   let stopped: Promise<void> | undefined;
   return {

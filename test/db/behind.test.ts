@@ -4,9 +4,9 @@ import { Wallet } from "../../src/balance/balance.entity.ts";
 import { type Command, type Tx, touch } from "../../src/db/command.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
+import { createProxy } from "../support/proxy.ts";
 import { endsOf, failOnce, follow, lead, openShop, orderOf, send, settle, takeAnd } from "./chain.ts";
 import { addWallet, holdVariant, open, type Seen, stockOf, stocksOf, takeOne } from "./harness.ts";
-import { createProxy } from "./proxy.ts";
 
 const url = await createDatabase();
 

@@ -3,8 +3,8 @@ import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Replayed, type Write } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
 import { createDatabase } from "../support/database.ts";
+import { createProxy } from "../support/proxy.ts";
 import { addVariants, callOf, connect, holdVariant, open, stockOf, takeOne } from "./harness.ts";
-import { createProxy } from "./proxy.ts";
 
 const url = await createDatabase();
 const SIZE = 5;

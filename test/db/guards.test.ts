@@ -5,9 +5,9 @@ import { Cart, CartItem } from "../../src/cart/cart.entity.ts";
 import { type Command, touch } from "../../src/db/command.ts";
 import type { Isolation } from "../../src/db/transaction.ts";
 import { createDatabase } from "../support/database.ts";
+import { createProxy } from "../support/proxy.ts";
 import { endsOf, openShop, send } from "./chain.ts";
 import { addVariants, callOf, connect, hold, open, stocksOf, takeOne } from "./harness.ts";
-import { createProxy } from "./proxy.ts";
 
 const url = await createDatabase();
 

@@ -1,17 +1,20 @@
-/** What stands between a process and Postgres, and sometimes in the way. */
+/** What stands between a process and Postgres, or between a caller and the service, and sometimes in the way. */
 import { once } from "node:events";
 import { connect as connectTcp, createServer, type Socket } from "node:net";
 import { onTestFinished } from "vitest";
 
-/** A way to Postgres whose answers can be kept: what is sent arrives, and nobody hears what became of it. */
+/** A way to a server whose answers can be kept: what is sent arrives, and nobody hears what became of it. */
 export async function createProxy(url: string) {
   const { hostname, port } = new URL(url);
   const sockets = new Set<Socket>();
   let keeping = false;
   let spoiled: { text: string; other: string } | undefined;
   const kept = new Map<Socket, Buffer[]>();
-  const server = createServer((client) => {
-    const upstream = connectTcp(Number(port), hostname);
+  /** What to do when nothing is kept any more. */
+  const later: (() => void)[] = [];
+  // Half open: each side ends when it has heard that the other one has.
+  const server = createServer({ allowHalfOpen: true }, (client) => {
+    const upstream = connectTcp({ port: Number(port), host: hostname, allowHalfOpen: true });
     for (const socket of [client, upstream]) {
       sockets.add(socket);
       socket.on("error", () => {});
@@ -28,6 +31,8 @@ export async function createProxy(url: string) {
       if (keeping) kept.set(client, [...(kept.get(client) ?? []), data as Buffer]);
       else client.write(data);
     });
+    const end = () => void client.end();
+    upstream.on("end", () => (keeping ? later.push(end) : end()));
     upstream.on("close", () => client.destroy());
     client.on("end", () => upstream.end());
     client.on("close", () => upstream.destroy());
@@ -59,6 +64,7 @@ export async function createProxy(url: string) {
       keeping = false;
       for (const [client, data] of kept) client.write(Buffer.concat(data));
       kept.clear();
+      for (const act of later.splice(0)) act();
     },
     /** Ends all connections; new ones work again. */
     cut() {
