@@ -47,8 +47,8 @@ export type Config = {
   /** LOG_LEVEL (info): the least severe messages that are logged. */
   logLevel: (typeof LOG_LEVELS)[number];
   /**
-   * SHUTDOWN_GRACE (10s): how long running calls may take to finish at a stop, and callers to leave. The process ends at most four seconds
-   * later, the embedded Postgres aside; with exit code 1 when something had to be cut off.
+   * SHUTDOWN_GRACE (10s): how long running calls may take to finish at a stop, and callers to leave. The process ends at
+   * most four seconds later, the embedded Postgres aside; with exit code 1 when something had to be cut off.
    */
   shutdownGraceMs: number;
   /** DEMO: `auto` loads the demo catalogue into an empty database. Default: auto with the embedded database, else off. */

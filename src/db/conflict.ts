@@ -57,21 +57,37 @@ export function isDuplicate(error: unknown): boolean {
   return hasCode(error, (code) => code === DUPLICATE);
 }
 
-const NETWORK = new Set(["ECONNREFUSED", "ECONNRESET", "EPIPE", "ETIMEDOUT", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH"]);
+/** No connection to the database is to be had. */
+export class Unreachable extends Error {
+  override readonly name = "Unreachable";
+  /** sqlclient_unable_to_establish_sqlconnection */
+  readonly code = "08001";
 
-/** Class 08: connection exception; 57P0x: the server shuts down or starts; 53300: no connection left. */
-function isUnavailableCode(code: string): boolean {
-  return NETWORK.has(code) || code.startsWith("08") || /^57P0[1-5]$/.test(code) || code === "53300";
+  constructor(cause: unknown) {
+    super("no connection to the database", { cause });
+  }
 }
 
-const LOST_CONNECTION =
-  /connection terminated|query read timeout|timeout exceeded when trying to connect|client has encountered a connection/i;
+/**
+ * What is the database's fault or the network's, and not that of what was sent. Class 08: connection exception; 25006: it
+ * only reads, as after a failover; 28, 3D: it lets nobody in; 53: it lacks memory, disk or connections; 57P0x: it shuts
+ * down or starts; 58: its system fails. https://www.postgresql.org/docs/18/errcodes-appendix.html
+ */
+const UNAVAILABLE = /^(08...|25006|28...|3D...|53...|57P0[1-5]|58...)$/;
 
-/** Whether the database could not be reached, so that nobody knows what became of the transaction. */
+const LOST_CONNECTION =
+  /connection terminated|query read timeout|timeout exceeded when trying to connect|client has encountered a connection|client was closed|pool after calling end/i;
+
+/** Of the network: whatever a system call of a socket or a name's lookup has failed with. */
+function isSystemError(error: object): boolean {
+  return "syscall" in error && typeof error.syscall === "string";
+}
+
+/** Whether the database could not be reached or can't work, so that nobody knows what became of the transaction. */
 export function isUnavailable(error: unknown): boolean {
-  if (hasCode(error, isUnavailableCode)) return true;
-  for (const { message } of causes(error)) {
-    if (typeof message === "string" && LOST_CONNECTION.test(message)) return true;
+  if (hasCode(error, (code) => UNAVAILABLE.test(code))) return true;
+  for (const one of causes(error)) {
+    if (isSystemError(one) || (typeof one.message === "string" && LOST_CONNECTION.test(one.message))) return true;
   }
   return false;
 }

@@ -1,5 +1,6 @@
 import type { Writable } from "node:stream";
 import type { Pool, PoolClient, QueryArrayConfig, QueryArrayResult } from "pg";
+import { Unreachable } from "./conflict.ts";
 import { driverTypes, type Statement } from "./statement.ts";
 
 /** A database that says nothing for so long, in milliseconds, is gone, and the connection with it. */
@@ -27,9 +28,12 @@ export class Session {
     this.#client = client;
   }
 
-  /** Runs `work` on a connection of the pool, which must be set to pipeline. */
+  /** Runs `work` on a connection of the pool, which must be set to pipeline. @throws Unreachable when there is none */
   static async run<T>(pool: Pool, work: (session: Session) => Promise<T>): Promise<T> {
-    return new Session(await pool.connect()).use(work);
+    const client = await pool.connect().catch((error: unknown) => {
+      throw new Unreachable(error);
+    });
+    return new Session(client).use(work);
   }
 
   /**

@@ -1,7 +1,10 @@
 /** The connection of a batch is lost: before its commit, and after it, when nobody has heard of it. */
+import { randomUUIDv7 } from "node:crypto";
 import { beforeEach, describe, expect, test, vi } from "vitest";
+import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Replayed, type Write } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
+import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
 import { createProxy } from "../support/proxy.ts";
 import { addVariants, callOf, connect, holdVariant, open, stockOf, takeOne } from "./harness.ts";
@@ -83,5 +86,41 @@ describe("a lost connection", () => {
     const { db } = await open(proxy.url);
     proxy.close();
     expect(await Promise.allSettled([send(db, callOf()), stockOf(db, id)])).toMatchObject([unavailable, unavailable]);
+  });
+});
+
+describe("a database that takes no commands is DATABASE_UNAVAILABLE, for a batch as a whole:", () => {
+  const elsewhere: [string, Partial<URL>][] = [
+    ["it does not exist", { pathname: "nowhere" }],
+    ["its address leads nowhere", { hostname: "[100::1]" }],
+    ["its name is unknown", { hostname: "nowhere.invalid" }],
+    ["nobody listens", { port: "1" }],
+  ];
+  const writesOf = (db: Database) => Array.from({ length: SIZE }, () => send(db, callOf()));
+
+  test.each(elsewhere)("%s", async (_name, where) => {
+    const { db, seen } = await open(Object.assign(new URL(url), where).href);
+    const ends = await Promise.allSettled([...writesOf(db), stockOf(db, id), db.read((em) => em.count(Variant))]);
+    expect(ends).toMatchObject(ends.map(() => unavailable));
+    expect(seen.split).toEqual([]);
+  });
+
+  test("it only reads", async () => {
+    const standby = await createDatabase();
+    const client = await connect(standby);
+    await client.query(`alter database ${client.database} set default_transaction_read_only = on`);
+    const { db, seen } = await open(standby);
+    const insert = () => db.apply({ touches: [], decide: (tx) => tx.add(Wallet.open(randomUUIDv7())) });
+    const ends = await Promise.allSettled(Array.from({ length: SIZE }, insert));
+    expect(ends).toMatchObject(ends.map(() => unavailable));
+    expect(seen.split).toEqual([]);
+  });
+
+  test("the pool has ended", async () => {
+    const { db, pool, seen } = await open(url);
+    await pool.end();
+    const ends = await Promise.allSettled([...writesOf(db), stockOf(db, id)]);
+    expect(ends).toMatchObject(ends.map(() => unavailable));
+    expect(seen.split).toEqual([]);
   });
 });
