@@ -74,7 +74,7 @@ function insertsOf(tables: readonly [Table, readonly Tracked[]][]): Statement[] 
     const added = all.filter(({ removed, before }) => !removed && !before);
     return added.length > 0 ? [{ table, rows: rowsOf(table, added) }] : [];
   });
-  return parts.length > 0 ? [Table.insert(parts)] : [];
+  return parts.length > 0 ? Table.insert(parts) : [];
 }
 
 /** Whether others may have counted on the row meanwhile: nobody has learned what its counters are. */

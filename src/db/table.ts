@@ -48,8 +48,14 @@ const EXACTLY: Column = {
   codec: codecOf("int"),
 };
 
-/** Those that insert into several tables. */
+/** Those that insert, into one table or several. */
 const inserts: Texts = new Map();
+/** How often rows of these tables were new together. */
+const together = new Map<string, number>();
+/** From so many times on they get a statement of their own. */
+const COMMON = 20;
+/** The most statements that insert: there are more combinations than a connection should keep plans for. */
+const MAX_INSERTS = 64;
 
 export class Table {
   readonly entity: RowClass<object>;
@@ -111,10 +117,18 @@ export class Table {
     return this.#statement(`lock ${properties}`, text, columns, [key]);
   }
 
-  /** New rows of several tables in one statement, which costs less than one for each. */
-  static insert(parts: readonly Readonly<{ table: Table; rows: readonly Row[] }>[]): Statement {
-    const written = parts.map(({ table }) => table.#columns.filter(isWritable));
+  /**
+   * New rows of several tables, in this order: in one statement, which costs less than one for each, when they often come
+   * together.
+   */
+  static insert(parts: readonly Readonly<{ table: Table; rows: readonly Row[] }>[]): Statement[] {
     const name = `insert ${parts.map(({ table }) => table.#name)}`;
+    if (parts.length > 1 && !inserts.has(name)) {
+      const times = (together.get(name) ?? 0) + 1;
+      together.set(name, times);
+      if (times < COMMON || inserts.size >= MAX_INSERTS) return parts.flatMap((part) => Table.insert([part]));
+    }
+    const written = parts.map(({ table }) => table.#columns.filter(isWritable));
     let first = 1;
     const text = () =>
       parts
@@ -128,7 +142,7 @@ export class Table {
         })
         .join(" ");
     const values = parts.flatMap(({ rows }, index) => valuesOf(written[index] ?? [], rows));
-    return { ...prepared(inserts, name, text), values };
+    return [{ ...prepared(inserts, name, text), values }];
   }
 
   /**

@@ -147,7 +147,14 @@ async function leading<T>(
   leadOf: () => Parameters<Offer>[0],
 ): Promise<T> {
   let over = false;
-  const start = () => over || offer(leadOf());
+  const start = () => {
+    try {
+      if (!over) offer(leadOf());
+    } catch (error) {
+      // The batch has been sent: what becomes of it must not depend on whether another one comes behind it.
+      process.emitWarning(error as Error);
+    }
+  };
   void (ahead ? ahead.written.then(start, () => {}) : start());
   try {
     return await written;

@@ -242,7 +242,7 @@ test("a statement has one name, and a name one statement", async () => {
     const table = new Table(meta);
     const properties = meta.props.filter((prop) => prop.hydrate !== false).map((prop) => prop.name);
     const row = Object.fromEntries(properties.map((property) => [property, null]));
-    const uses = [Table.insert([{ table, rows: [row] }]), table.delete([row])];
+    const uses = [...Table.insert([{ table, rows: [row] }]), table.delete([row])];
     for (const first of properties) {
       uses.push(table.select([first], [row]), table.lock([first], row), table.update([first], [row]));
       for (const second of properties) {
@@ -259,4 +259,23 @@ test("a statement has one name, and a name one statement", async () => {
     );
   }
   expect(texts.size).toBe(new Set(texts.values()).size);
+});
+
+test("new rows of several tables get a statement together when they often come so, and as many as a connection keeps", async () => {
+  const orm = await createOrm({ url, poolSize: 1, entities });
+  onTestFinished(() => orm.close());
+  const tables = entities.slice(0, 9).map((entity) => new Table(orm.getMetadata().get(entity as never)));
+  const combinations = Array.from({ length: 2 ** tables.length - 1 }, (_, bits) =>
+    tables.filter((_table, index) => ((bits + 1) >> index) & 1).map((table) => ({ table, rows: [] })),
+  );
+  const several = combinations.filter(({ length }) => length > 1);
+  const names = new Set<string>();
+  for (let round = 0; round < 30; round += 1) {
+    for (const parts of combinations) for (const { name } of Table.insert(parts)) names.add(name);
+  }
+  expect(names.size).toBeLessThanOrEqual(64);
+  const lengths = several.map((parts) => Table.insert(parts).length);
+  expect(lengths.filter((length) => length === 1).length).toBeGreaterThan(40);
+  const apart = several.find((parts) => Table.insert(parts).length > 1) ?? [];
+  expect(Table.insert(apart)).toEqual(apart.flatMap((part) => Table.insert([part])));
 });
