@@ -36,6 +36,20 @@ export function isBrokenCheck(error: unknown): boolean {
 const DUPLICATE = "23505";
 /** Somebody holds a row for longer than a unit of work waits. */
 const LOCK_TIMEOUT = "55P03";
+
+/** Somebody keeps the row with this key locked. */
+export class LockedOut extends Error {
+  override readonly name = "LockedOut";
+  readonly code = LOCK_TIMEOUT;
+  /** Of the touch. */
+  readonly key: string;
+
+  constructor(key: string, cause: unknown) {
+    super(`${key} is kept locked`, { cause });
+    this.key = key;
+  }
+}
+
 /**
  * Serialization failure, deadlock, duplicate, lock timeout, and the division by zero with which an update fails whose versions were
  * old. https://www.postgresql.org/docs/18/errcodes-appendix.html

@@ -106,8 +106,8 @@ export class GroupCommit {
       if (offered) this.#reconsider();
     };
     let slow = false;
-    const timer = setTimeout(() => {
-      if (this.#slow === MAX_SLOW) return;
+    const timer = setInterval(() => {
+      if (slow || this.#slow === MAX_SLOW) return;
       slow = true;
       this.#slow += 1;
       this.#running -= 1;
@@ -119,7 +119,7 @@ export class GroupCommit {
         { ahead, lead },
       );
     } finally {
-      clearTimeout(timer);
+      clearInterval(timer);
       for (const key of keys) if (this.#busy.get(key) === running) this.#busy.delete(key);
       if (slow) this.#slow -= 1;
       else this.#running -= 1;

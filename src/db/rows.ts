@@ -1,5 +1,6 @@
 import { isFree, type Row, statementsOf, Tracked } from "./changes.ts";
 import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
+import { isLockTimeout, LockedOut } from "./conflict.ts";
 import type { ResultRows, Session } from "./session.ts";
 import type { Statement } from "./statement.ts";
 import type { Table } from "./table.ts";
@@ -64,12 +65,13 @@ export class Rows implements Tx {
     return rest.some(covers) ? undefined : rest;
   }
 
-  /** What loads everything that is touched: one statement for each entity and shape of key. */
+  /** Loads everything that is touched: one statement for each entity and shape of key. */
   async load(
     session: Session,
     touches: readonly Touch[],
     before: readonly (Statement | string)[],
     after: readonly string[] = [],
+    explain?: (error: unknown, index: number) => unknown,
   ): Promise<void> {
     const groups = Map.groupBy(this.#declare(touches), ({ shape }) => shape);
     const loads = [...groups.values()].flatMap((group) => {
@@ -78,7 +80,7 @@ export class Rows implements Tx {
       const keys = group.map((touch) => touch.key);
       return [{ touch: first, statement: this.#tables(first.entity).select(first.shape, keys) }];
     });
-    const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after]);
+    const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after], explain);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
   }
 
@@ -99,7 +101,10 @@ export class Rows implements Tx {
       .sort((a, b) => Number(a.table.counting) - Number(b.table.counting) || (a.id < b.id ? -1 : 1));
     const locks = ordered.map(({ touch, table }) => table.lock(touch.shape, touch.key));
     // The server takes one lock after the other, in this order, and only then reads.
-    await this.load(session, [...touches, ...answers], [...before, ...locks]);
+    await this.load(session, [...touches, ...answers], [...before, ...locks], [], (error, index) => {
+      const at = ordered[index - before.length];
+      return at && isLockTimeout(error) ? new LockedOut(at.id, error) : error;
+    });
   }
 
   /** Runs one decision; when it throws, everything it has done is undone before the error goes on. */

@@ -11,15 +11,18 @@ import {
   type Pending,
   type Place,
 } from "./batch.ts";
-import { isConflict, isDuplicate, isLockTimeout, isUnavailable, toDomainError } from "./conflict.ts";
+import { isConflict, isDuplicate, isLockTimeout, isUnavailable, LockedOut, toDomainError } from "./conflict.ts";
 import { type Attempt, type Offer, type TransactionOptions, Transactions } from "./transaction.ts";
 
 /** How often a batch is tried before its callers hear CONFLICT. */
 const MAX_ATTEMPTS = 10;
-/** After so many attempts a unique violation is no race any more: some command of the batch causes it each time. */
+/** After so many attempts a key that is taken is no race any more: some command of the batch causes it each time. */
 const MAX_DUPLICATES = 3;
 /** How often, for a second each, a command waits for a row that somebody outside keeps locked. */
 const MAX_LOCK_WAITS = 3;
+/** The most groups of commands that wait so while others go on; to these some connections are left. */
+const MAX_APART = 4;
+const CONNECTIONS_FOR_OTHERS = 3;
 /** Upper bounds of the pause before a retry, in milliseconds: doubled from the first to the second. */
 const FIRST_PAUSE = 2;
 const LONGEST_PAUSE = 250;
@@ -40,10 +43,14 @@ export class BatchRunner {
   #companyUntil = 0;
   /** How many batches are under way. */
   #running = 0;
+  /** How many groups of commands wait apart for locked rows. */
+  #apart = 0;
+  readonly #maxApart: number;
 
   constructor({ observer, ...options }: RunnerOptions) {
     this.#observer = observer;
     this.#transactions = new Transactions(options);
+    this.#maxApart = Math.min(MAX_APART, options.pool.options.max - CONNECTIONS_FOR_OTHERS);
   }
 
   /** Answers every command of the batch. Throws only what the observer throws. */
@@ -77,30 +84,38 @@ export class BatchRunner {
     return true;
   }
 
-  async #run(given: readonly Pending[], offer: Offer = () => {}): Promise<void> {
+  /** `stuck`: all of them need a row that somebody keeps locked. */
+  async #run(given: readonly Pending[], offer: Offer = () => {}, stuck = false): Promise<void> {
     const start = performance.now();
+    let lockWaits = 0;
     for (let attempt = 1; ; attempt += 1) {
       const batch = given.filter(isAwaited);
       if (batch.length === 0) return;
       // Who has met another process on its rows waits its turn from then on, until the storm is over.
-      const locked = attempt > 1 || start < this.#lockUntil;
+      const locked = stuck || attempt > 1 || start < this.#lockUntil;
       let outcomes: Outcome[];
       try {
         outcomes = locked
-          ? await this.#transactions.locked(batch)
+          ? await this.#transactions.locked(batch, stuck)
           : this.#outcomesOf(await this.#transactions.optimistic(batch, undefined, offer));
       } catch (error) {
+        if (error instanceof LockedOut) {
+          const needs = ({ touches }: Pending) => touches.some(({ id }) => id === error.key);
+          const [waiting, others] = [batch.filter(needs), batch.filter((pending) => !needs(pending))];
+          if (!stuck || others.length > 0) return this.#part(waiting, others, error);
+          lockWaits += 1;
+        }
         // Some command of the batch causes it each time: the others need not wait for that one.
-        const stuck = isLockTimeout(error) || (isDuplicate(error) && attempt >= MAX_DUPLICATES);
-        const last = attempt === (isLockTimeout(error) ? MAX_LOCK_WAITS : MAX_ATTEMPTS);
-        if (isConflict(error) && !last && !(stuck && batch.length > 1)) {
+        const again = !stuck && isTaken(error) && attempt >= MAX_DUPLICATES && batch.length > 1;
+        const last = lockWaits === MAX_LOCK_WAITS || attempt >= MAX_ATTEMPTS;
+        if (isConflict(error) && !last && !again) {
           this.#observer.conflicted?.({ size: batch.length, attempt });
           this.#lockUntil = performance.now() + STORM;
           // Full jitter: those who met once should not meet again.
           await delay(Math.random() * Math.min(FIRST_PAUSE * 2 ** attempt, LONGEST_PAUSE));
           continue;
         }
-        if (batch.length === 1 || isUnavailable(error)) {
+        if (batch.length === 1 || stuck || isUnavailable(error)) {
           for (const pending of batch) pending.reject(failureOf(error));
           return;
         }
@@ -113,6 +128,26 @@ export class BatchRunner {
       await this.#answer(batch, outcomes, { attempts: attempt, start, locked, behind: false });
       return;
     }
+  }
+
+  /**
+   * Goes on without those who need a row that somebody keeps locked. These wait apart, like another process, and hold up
+   * nobody: they are passed by those who came later, also on rows that they have in common.
+   */
+  async #part(waiting: readonly Pending[], others: readonly Pending[], cause: LockedOut): Promise<void> {
+    const size = waiting.length + others.length;
+    if (others.length > 0) this.#observer.split?.({ size, cause });
+    else this.#observer.conflicted?.({ size, attempt: 1 });
+    const wait = () => this.#run(waiting, undefined, true);
+    const apart = this.#apart < this.#maxApart;
+    if (apart) {
+      this.#apart += 1;
+      void wait().finally(() => {
+        this.#apart -= 1;
+      });
+    }
+    if (others.length > 0) await this.#run(others);
+    if (!apart) await wait();
   }
 
   #outcomesOf({ outcomes, company }: Attempt): Outcome[] {
@@ -131,6 +166,11 @@ export class BatchRunner {
     answer(outcomes);
     this.#observer.committed?.({ size, durationMs: performance.now() - start, ...how });
   }
+}
+
+/** Whether a key that was to be new is there, or somebody is about to add it. */
+function isTaken(error: unknown): boolean {
+  return isDuplicate(error) || isLockTimeout(error);
 }
 
 function failureOf(error: unknown): unknown {

@@ -57,12 +57,15 @@ export class Session {
 
   /**
    * Sends statements together and returns the rows of each. When one fails, so do all behind it, and what is thrown is
-   * the failure of the first: a COMMIT behind a failed statement rolls back.
+   * the failure of the first: a COMMIT behind a failed statement rolls back. `explain` may make another error of it.
    */
-  async send(statements: readonly (Statement | string)[]): Promise<ResultRows[]> {
+  async send(
+    statements: readonly (Statement | string)[],
+    explain: (error: unknown, index: number) => unknown = (error) => error,
+  ): Promise<ResultRows[]> {
     const results = await Promise.allSettled(this.#together(() => statements.map((one) => this.#query(one))));
-    return results.map((result) => {
-      if (result.status === "rejected") throw result.reason;
+    return results.map((result, index) => {
+      if (result.status === "rejected") throw explain(result.reason, index);
       return result.value.rows;
     });
   }

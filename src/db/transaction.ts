@@ -14,7 +14,7 @@ export type Isolation = "repeatable read" | "read committed";
 /**
  * For one transaction. Rows are always found by index: a plan made while a table is empty would read it from end to end,
  * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
- * their keys. And a row that somebody outside keeps locked holds a batch up for a second, not for ever.
+ * their keys. And a row that somebody outside keeps locked does not hold up for long those who don't need it.
  */
 const settings = {
   enable_seqscan: "off",
@@ -22,11 +22,14 @@ const settings = {
   enable_mergejoin: "off",
   // Planning anew would find the same plan, for a twentieth of what a batch costs Postgres.
   plan_cache_mode: "force_generic_plan",
-  lock_timeout: "1s",
+  lock_timeout: "250ms",
   idle_in_transaction_session_timeout: "30s",
 };
 const set = Object.entries(settings).map(([name, value]) => `set_config('${name}', '${value}', true)`);
 const SETTINGS: Statement = { name: "settings", text: `select ${set.join(", ")}`, values: [] };
+
+/** For those who all need a row that is locked. */
+const PATIENT = "set local lock_timeout = '1s'";
 
 /** A setting of the session that is taken back with the transaction that has made it. */
 const STORED = "doorbuster.stored";
@@ -114,12 +117,14 @@ export class Transactions {
   /**
    * Takes all rows first, at READ COMMITTED, where a lock waits its turn and returns the newest row (under a snapshot it
    * would not wait but fail). Two round trips.
+   *
+   * @throws LockedOut when somebody else keeps one of them locked, for a second if they are `patient`
    */
-  locked(batch: readonly Pending[]): Promise<Outcome[]> {
+  locked(batch: readonly Pending[], patient: boolean): Promise<Outcome[]> {
     return Session.run(this.#options.pool, async (session) => {
       const rows = this.#rows();
       const { touches, answers } = touchesOf(batch);
-      await rows.loadLocked(session, touches, answers, [BEGIN, SETTINGS]);
+      await rows.loadLocked(session, touches, answers, [BEGIN, SETTINGS, ...(patient ? [PATIENT] : [])]);
       const outcomes = batch.map((pending) => decide(pending, rows));
       await session.send([...rows.changes(), "commit"]);
       return outcomes;

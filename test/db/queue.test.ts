@@ -70,7 +70,7 @@ describe("a caller that has gone", () => {
     await held.waiting(1);
     caller.abort(new DomainError("CANCELLED", "gone"));
     // The lock was waited for in vain once.
-    await expect.poll(() => seen.split.length, { timeout: 5_000 }).toBe(1);
+    await expect.poll(() => seen.conflicted.length, { timeout: 5_000 }).toBe(1);
     await held.release();
     expect((await ends).map(reasonOf)).toEqual(["CANCELLED", "done"]);
     expect(await stockOf(db, id)).toBe(9);

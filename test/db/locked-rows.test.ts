@@ -1,0 +1,106 @@
+/** Rows that somebody outside keeps locked: who needs them waits, and nobody else for long. */
+import { describe, expect, test } from "vitest";
+import { Wallet } from "../../src/balance/balance.entity.ts";
+import { type Command, touch } from "../../src/db/command.ts";
+import type { Database } from "../../src/db/database.ts";
+import { Variant } from "../../src/product/product.entity.ts";
+import { createDatabase } from "../support/database.ts";
+import { addVariants, addWallet, callOf, hold, holdVariant, open, stockOf, takeOne } from "./harness.ts";
+
+const url = await createDatabase();
+
+/** Longer than a command waits for a locked row. */
+const TOO_LONG = 10_000;
+
+/** Buys one unit with one of the wallet. */
+const buy = (id: string, userId: string): Command<number> => ({
+  touches: [touch(Variant, { id }), touch(Wallet, { userId })],
+  decide: (tx) => {
+    const variant = tx.get(Variant, { id });
+    variant.take(1);
+    tx.get(Wallet, { userId }).balance -= 1n;
+    return variant.stock;
+  },
+});
+
+const holdWallet = (userId: string) => hold(url, "select 1 from wallet where user_id = $1 for update", userId);
+const walletsOf = (db: Database, count: number) => Promise.all(Array.from({ length: count }, () => addWallet(db, 10n)));
+
+/** How many of these are still waiting for their answer. */
+async function countOpen(answers: readonly Promise<unknown>[]): Promise<number> {
+  const waits = await Promise.all(
+    answers.map((answer) => Promise.race([answer.then(() => false), Promise.resolve(true)])),
+  );
+  return waits.filter(Boolean).length;
+}
+
+describe("a wallet that is kept locked", () => {
+  test("holds up its own user, and nobody else on the hot row, now or later", async () => {
+    const { db, seen } = await open(url);
+    const [hot = ""] = await addVariants(db, 1_000);
+    const [locked = "", ...users] = await walletsOf(db, 40);
+    const held = await holdWallet(locked);
+    const own = db.write(callOf(), buy(hot, locked));
+    const others = users.map((userId) => db.write(callOf(), buy(hot, userId)));
+    expect(new Set(await Promise.all(others)).size).toBe(users.length);
+    for (const userId of users) await db.write(callOf(), buy(hot, userId));
+    expect(await countOpen([own])).toBe(1);
+    expect(seen.split).toEqual([{ size: 40, cause: expect.objectContaining({ name: "LockedOut" }) }]);
+    await held.release();
+    expect(await own).toBe(1_000 - 2 * users.length - 1);
+    expect(await stockOf(db, hot)).toBe(1_000 - 2 * users.length - 1);
+  });
+
+  test("takes nobody along who comes behind its batch", async () => {
+    const { db } = await open(url);
+    const [hot = "", other = ""] = await addVariants(db, 1_000, 1_000);
+    const [locked = "", ...users] = await walletsOf(db, 20);
+    const held = await holdWallet(locked);
+    const own = db.write(callOf(), buy(hot, locked));
+    await held.waiting(1);
+    const behind = users.map((userId, index) => db.write(callOf(), buy(index % 2 ? hot : other, userId)));
+    await Promise.all(behind);
+    expect(await countOpen([own])).toBe(1);
+    await held.release();
+    await own;
+    expect(await stockOf(db, hot)).toBe(990);
+  });
+
+  test("beside more of them than may wait apart: all that can be done is done, each once", async () => {
+    const { db } = await open(url, {}, 10);
+    const [hot = ""] = await addVariants(db, 1_000);
+    const [locked, users] = [await walletsOf(db, 6), await walletsOf(db, 20)];
+    const held = await Promise.all(locked.map(holdWallet));
+    const stuck = Promise.allSettled(locked.map((userId) => db.write(callOf(), buy(hot, userId))));
+    await Promise.all(users.map((userId) => db.write(callOf(), buy(hot, userId))));
+    for (const one of held) await one.release();
+    const sold = (await stuck).filter(({ status }) => status === "fulfilled").length;
+    expect(sold).toBeGreaterThan(0);
+    expect(await stockOf(db, hot)).toBe(1_000 - users.length - sold);
+  });
+});
+
+describe("the hot row itself, kept locked", () => {
+  test("is waited for by all, and none has to be sent again", async () => {
+    const { db, seen } = await open(url);
+    const [hot = ""] = await addVariants(db, 100);
+    const held = await holdVariant(url, hot);
+    const answers = Array.from({ length: 20 }, () => db.write(callOf(), takeOne([hot])));
+    // The first two times were short, to find out; from then on they wait.
+    await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG }).toBe(3);
+    await held.release();
+    expect((await Promise.all(answers)).flat()).toEqual(answers.map((_, index) => 99 - index));
+    expect(seen.split).toEqual([]);
+  });
+
+  test("for too long is CONFLICT for all at once, with advice when to come back", async () => {
+    const { db } = await open(url);
+    const [hot = ""] = await addVariants(db, 100);
+    const held = await holdVariant(url, hot);
+    const ends = await Promise.allSettled(Array.from({ length: 20 }, () => db.write(callOf(), takeOne([hot]))));
+    const conflict = { status: "rejected", reason: { reason: "CONFLICT", retryAfterMs: 250 } };
+    expect(ends).toMatchObject(ends.map(() => conflict));
+    await held.release();
+    expect(await db.write(callOf(), takeOne([hot]))).toEqual([99]);
+  });
+});
