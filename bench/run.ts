@@ -34,8 +34,11 @@ export type Stage = {
   progress(text: string): void;
 };
 
-/** Before a fresh server is measured it works for so many seconds, until its code is compiled and all tokens are known. */
-const BREAK_IN = 4;
+/**
+ * Before fresh servers are measured, each works for so many seconds, until its code is compiled and all tokens are known.
+ * Together they share the processor, and take longer.
+ */
+const BREAK_IN = 10;
 const BREAK_IN_CALLERS = 64;
 const FINGERPRINT_BYTES = 32;
 /** Taken when the service has not stored any response. */
@@ -115,7 +118,7 @@ async function measureServers(
     ...{ ports, rpc, items, echo, users: USERS, secret: stage.secret },
     // Each process has to know the tokens of its own callers, who are others with another number of them.
     callers: ports.length > 1 ? options.callers : BREAK_IN_CALLERS,
-    timing: { warmup: 0, seconds: Math.min(BREAK_IN, 2 * timing.seconds) },
+    timing: { warmup: 0, seconds: Math.min(BREAK_IN, 2 * timing.seconds) * servers.length },
   };
   await reset(stage.admin);
   await runLoad(load, servers, job);
