@@ -32,7 +32,7 @@ const USAGE = `use: npm run bench -- [--scenario NAME]... [--seconds N] [--calle
        [--json FILE] [--svg FILE] [--strict]
 scenarios: ${scenarios.map(({ name }) => name).join(", ")}`;
 
-const SECONDS = 5;
+const SECONDS = 3;
 const WARMUP = 1;
 const CALLERS = 64;
 const CONNECTIONS = [1, 8, 32, 64];

@@ -41,3 +41,32 @@ export function summarize(latencies: Float64Array, seconds: number): Pick<Cell, 
   const sorted = latencies.toSorted();
   return { perSecond: sorted.length / seconds, p50: quantile(sorted, 0.5), p99: quantile(sorted, 0.99) };
 }
+
+const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const median = (values: readonly number[]) => quantile(Float64Array.from(values).sort(), 0.5);
+
+/** Several measurements of the same as one: the mean of throughput and cost, the median of latencies, all errors. */
+export function combined(cells: readonly Cell[]): Cell {
+  const [first] = cells;
+  if (!first) throw new Error("nothing was measured");
+  const all = (pick: (cell: Cell) => number | undefined) => cells.map(pick).filter((value) => value !== undefined);
+  const cost = (pick: (cell: Cell) => number | undefined) => (all(pick).length > 0 ? mean(all(pick)) : undefined);
+  const codes: Record<string, number> = {};
+  for (const cell of cells) {
+    for (const [code, count] of Object.entries(cell.codes ?? {})) codes[code] = (codes[code] ?? 0) + count;
+  }
+  return {
+    ...first,
+    perSecond: mean(all(({ perSecond }) => perSecond)),
+    p50: median(all(({ p50 }) => p50)),
+    p99: median(all(({ p99 }) => p99)),
+    errors: all(({ errors }) => errors).reduce((sum, count) => sum + count, 0),
+    ...(Object.keys(codes).length > 0 && { codes }),
+    clientCpu: cost(({ clientCpu }) => clientCpu),
+    serverCpu: cost(({ serverCpu }) => serverCpu),
+    serverMemory: all(({ serverMemory }) => serverMemory).reduce<number | undefined>(
+      (most, value) => Math.max(most ?? 0, value),
+      undefined,
+    ),
+  };
+}

@@ -3,15 +3,15 @@ import type { ChildProcess } from "node:child_process";
 import { join } from "node:path";
 import type { Client } from "pg";
 import { audit } from "./audit.ts";
-import { reset, USERS } from "./data.ts";
+import { rankNothing, reset, USERS } from "./data.ts";
 import { runDriver } from "./driver.ts";
 import type { LoadJob, LoadMark, LoadResult } from "./load.ts";
-import type { Cell, Timing } from "./measure.ts";
+import { type Cell, combined, type Timing } from "./measure.ts";
 import { settledMemory } from "./memory.ts";
 import { type Outcome, runPgbench, type SqlJob } from "./pgbench.ts";
 import { cpuOf, isRunning, memoryOf, nextMessage, startModule, stop } from "./process.ts";
 import { templateOf } from "./requests.ts";
-import { nameOf, type Scenario, type SideName, type Sides } from "./scenario.ts";
+import { most, nameOf, type Scenario, type SideName, type Sides } from "./scenario.ts";
 import { type Service, startService } from "./service.ts";
 import type { Statement } from "./sql.ts";
 
@@ -40,6 +40,8 @@ export type Stage = {
  */
 const BREAK_IN = 10;
 const BREAK_IN_CALLERS = 64;
+/** How often what decides is measured, in turns with what it is compared with. */
+const ROUNDS = 5;
 const FINGERPRINT_BYTES = 32;
 /** Taken when the service has not stored any response. */
 const RESPONSE_BYTES = 280;
@@ -90,8 +92,17 @@ async function runLoad(load: ChildProcess, servers: readonly ChildProcess[], job
   }
 }
 
+/** Somebody who can be measured, and measured again. */
+type Measured = {
+  /** Everything that is measured. */
+  all(): Promise<Cell[]>;
+  /** With the most callers, or connections. */
+  most(): Promise<Cell>;
+  stop(): Promise<void>;
+};
+
 /** Processes of one program that share the callers. */
-type Served = { side: SideName; servers: readonly ChildProcess[]; ports: readonly number[] };
+type Served = { side: SideName; servers: readonly ChildProcess[]; ports: readonly number[]; serverIdle?: number };
 
 type Loop = { callers: number; rate: number | undefined };
 
@@ -103,14 +114,14 @@ function loopsOf({ alone, overload, servers = 1 }: Scenario, { callers, rate }: 
   return [...new Set([1, callers])].map((count) => ({ callers: count, rate }));
 }
 
-/** Measures servers in all loops of a scenario. */
-async function measureServers(
+/** What is measured of servers, once they are broken in. */
+async function breakIn(
   stage: Stage,
   options: Options,
   scenario: Scenario,
   load: ChildProcess,
-  { side, servers, ports }: Served,
-): Promise<{ cells: Cell[]; responseBytes: number }> {
+  { side, servers, ports, serverIdle }: Served,
+): Promise<Measured & { responseBytes: number }> {
   const { rpc, items, name, overload } = scenario;
   const { timing } = options;
   const echo = side === "echo";
@@ -118,13 +129,12 @@ async function measureServers(
     ...{ ports, rpc, items, echo, users: USERS, secret: stage.secret },
     // Each process has to know the tokens of its own callers, who are others with another number of them.
     callers: ports.length > 1 ? options.callers : BREAK_IN_CALLERS,
-    timing: { warmup: 0, seconds: Math.min(BREAK_IN, 2 * timing.seconds) * servers.length },
+    timing: { warmup: 0, seconds: Math.min(BREAK_IN, 4 * timing.seconds) * servers.length },
   };
   await reset(stage.admin);
   await runLoad(load, servers, job);
-  const cells: Cell[] = [];
   const responseBytes = await responseSize(stage.admin);
-  for (const { callers, rate } of loopsOf(scenario, options)) {
+  const measure = async ({ callers, rate }: Loop): Promise<Cell> => {
     await reset(stage.admin);
     const { cell, done } = await runLoad(load, servers, { ...job, callers, timing, rate });
     const writes = echo || rpc === "product" ? 0 : done;
@@ -133,14 +143,28 @@ async function measureServers(
     // The sales are counted by whoever of them still runs.
     const ranked = !echo && servers.some(isRunning);
     await audit(stage.admin, { what: `${name}, ${who}, ${how}`, done: writes, unheard: unheardOf(cell), ranked });
-    cells.push(cell);
     stage.progress(`${name}: ${who}, ${how}: ${Math.round(cell.perSecond)}/s`);
-  }
-  return { cells, responseBytes };
+    return { ...cell, ...(serverIdle !== undefined && { serverIdle }) };
+  };
+  const loops = loopsOf(scenario, options);
+  return {
+    responseBytes,
+    all: () => inTurn(loops, measure),
+    most: () => measure(loops.at(-1) as Loop),
+    async stop() {
+      await Promise.all(servers.map((server) => stop(server)));
+    },
+  };
 }
 
-/** Measures fresh processes of the service. */
-async function measureService(
+async function inTurn<T, R>(items: readonly T[], work: (item: T) => Promise<R>): Promise<R[]> {
+  const results: R[] = [];
+  for (const item of items) results.push(await work(item));
+  return results;
+}
+
+/** Fresh processes of the service. */
+async function startServices(
   stage: Stage,
   options: Options,
   scenario: Scenario,
@@ -150,87 +174,99 @@ async function measureService(
   const { url, secret, scratch } = stage;
   const count = side === "one" ? 1 : (scenario.servers ?? 1);
   const services: Service[] = [];
-  try {
-    for (let index = 0; index < count; index += 1) {
-      services.push(await startService({ url, secret, dataDir: join(scratch, `service-${index}`) }));
-    }
-    const servers = services.map(({ child }) => child);
-    const serverIdle = highest(await Promise.all(servers.map(({ pid }) => settledMemory(pid))));
-    const served = { side, servers, ports: services.map(({ port }) => port) };
-    const { cells, responseBytes } = await measureServers(stage, options, scenario, load, served);
-    return { cells: cells.map((cell) => ({ ...cell, serverIdle })), responseBytes };
-  } finally {
-    await Promise.all(services.map(({ child }) => stop(child)));
+  for (let index = 0; index < count; index += 1) {
+    services.push(await startService({ url, secret, dataDir: join(scratch, `${side}-${index}`) }));
   }
+  const servers = services.map(({ child }) => child);
+  const serverIdle = highest(await Promise.all(servers.map(({ pid }) => settledMemory(pid))));
+  const ports = services.map(({ port }) => port);
+  return breakIn(stage, options, scenario, load, { side, servers, ports, ...(serverIdle && { serverIdle }) });
 }
 
-async function measureEcho(stage: Stage, options: Options, scenario: Scenario, load: ChildProcess): Promise<Cell[]> {
+async function startEcho(stage: Stage, options: Options, scenario: Scenario, load: ChildProcess): Promise<Measured> {
   const echo = startModule(join(import.meta.dirname, "echo.ts"), [templateOf(scenario.rpc, "00000000").path]);
-  try {
-    const port = await nextMessage<number>(echo, "the echo server");
-    const served: Served = { side: "echo", servers: [echo], ports: [port] };
-    return (await measureServers(stage, options, scenario, load, served)).cells;
-  } finally {
-    await stop(echo);
-  }
+  const port = await nextMessage<number>(echo, "the echo server");
+  return breakIn(stage, options, scenario, load, { side: "echo", servers: [echo], ports: [port] });
 }
 
-async function measureSql(
-  stage: Stage,
-  options: Options,
-  scenario: Scenario,
+function measuredSql(
+  { url, admin, pgbench, scratch, progress }: Stage,
+  { connections: counts, timing }: Options,
+  { name, alone, items }: Scenario,
   statements: readonly Statement[],
   responseBytes: number,
-): Promise<Cell[]> {
-  const { url, admin, pgbench, scratch } = stage;
+): Measured {
   const bytes = (count: number) => `\\x${"5a".repeat(count)}`;
   const constants = { fingerprint: bytes(FINGERPRINT_BYTES), response: bytes(responseBytes) };
-  const cells: Cell[] = [];
-  for (const connections of scenario.alone ? [1] : options.connections) {
+  const measure = async (connections: number): Promise<Cell> => {
     await reset(admin);
+    await rankNothing(admin);
     const lane = Math.floor(USERS / connections);
-    const job: SqlJob = {
-      url,
-      statements,
-      connections,
-      lane,
-      variants: scenario.items,
-      timing: options.timing,
-      constants,
-    };
+    const job: SqlJob = { url, statements, connections, lane, variants: items, timing, constants };
     const { cell, done } = await (pgbench ? runPgbench(job, scratch) : runDriver(job));
     const steps = statements.length > 1 ? "stepwise" : "one-shot";
     // What was under way when the time was over is committed, but not in the log.
-    const what = `${scenario.name}, ${steps} SQL, ${connections} connections`;
+    const what = `${name}, ${steps} SQL, ${connections} connections`;
     await audit(admin, { what, done, unheard: connections, ranked: false });
-    cells.push(cell);
-    stage.progress(`${scenario.name}: ${steps} SQL, ${connections} connections: ${Math.round(cell.perSecond)}/s`);
+    progress(`${name}: ${steps} SQL, ${connections} connections: ${Math.round(cell.perSecond)}/s`);
+    return cell;
+  };
+  return {
+    all: () => inTurn(alone ? [1] : counts, measure),
+    most: () => measure(Math.max(...counts)),
+    stop: async () => {},
+  };
+}
+
+/** Measures two in turns with the most callers, and takes that into what was measured of them before. */
+async function inRounds(pairs: readonly (readonly [Measured, Cell[]])[]): Promise<void> {
+  const rounds = pairs.map(([, cells]) => [most(cells)].filter((cell) => cell !== undefined));
+  for (let round = 1; round < ROUNDS; round += 1) {
+    for (const [index, [measured]] of pairs.entries()) {
+      rounds[index]?.push(await measured.most());
+    }
   }
-  return cells;
+  for (const [index, [, cells]] of pairs.entries()) {
+    const at = cells.indexOf(most(cells) as Cell);
+    if (at >= 0) cells[at] = combined(rounds[index] ?? []);
+  }
 }
 
 /**
- * Measures one scenario: the service, then, with the service stopped, what it is compared with.
+ * Measures one scenario: the service, then, with the service idle, what it is compared with; and what decides in turns,
+ * since the machine may be faster now and slower a minute later.
  *
  * @throws BrokenInvariant when the audit after a measurement finds something
  */
 export async function runScenario(stage: Stage, options: Options, scenario: Scenario): Promise<Sides> {
-  const { baseline, servers = 1, overload } = scenario;
+  const { baseline, servers = 1, overload, bars } = scenario;
   const load = startModule(join(import.meta.dirname, "load.ts"));
+  const started: Measured[] = [];
+  const measure = async <M extends Measured>(measured: M): Promise<readonly [M, Cell[]]> => {
+    started.push(measured);
+    return [measured, await measured.all()];
+  };
   try {
-    const { cells: service, responseBytes } = await measureService(stage, options, scenario, load, "service");
+    const service = await measure(await startServices(stage, options, scenario, load, "service"));
+    const [{ responseBytes }, cells] = service;
     if (overload !== undefined) {
-      const [closed = [], open = []] = service.map((cell) => [cell]);
+      const [closed = [], open = []] = cells.map((cell) => [cell]);
       return { service: open, closed };
     }
-    if (options.rate !== undefined) return { service };
-    if (baseline) {
-      const sql = (statements: readonly Statement[]) => measureSql(stage, options, scenario, statements, responseBytes);
-      return { service, stepwise: await sql(baseline.stepwise), oneShot: await sql(baseline.oneShot) };
-    }
-    if (servers > 1) return { service, one: (await measureService(stage, options, scenario, load, "one")).cells };
-    return { service, echo: await measureEcho(stage, options, scenario, load) };
+    if (options.rate !== undefined) return { service: cells };
+    const sql = (statements: readonly Statement[]) =>
+      measure(measuredSql(stage, options, scenario, statements, responseBytes));
+    const others: Partial<Record<SideName, readonly [Measured, Cell[]]>> = baseline
+      ? { stepwise: await sql(baseline.stepwise), oneShot: await sql(baseline.oneShot) }
+      : servers > 1
+        ? { one: await measure(await startServices(stage, options, scenario, load, "one")) }
+        : { echo: await measure(await startEcho(stage, options, scenario, load)) };
+    const other = others[bars[0].against];
+    if (bars[0].at === "hot" && other) await inRounds([service, other]);
+    const sides = Object.entries(others).map(([side, [, measured]]) => [side, measured]);
+    return { service: cells, ...Object.fromEntries(sides) };
   } finally {
+    await Promise.all(started.map((measured) => measured.stop()));
     await stop(load);
   }
 }

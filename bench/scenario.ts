@@ -101,7 +101,8 @@ const OVERLOADED = "ResourceExhausted";
 /** How far the service got by a bar. `reached` is undefined when there is nothing that must be reached. */
 export type Verdict = Bar & { ratio: number; reached: boolean | undefined; aimed: boolean };
 
-const most = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.callers - a.callers)[0];
+/** The measurement with the most callers. */
+export const most = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.callers - a.callers)[0];
 const best = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.perSecond - a.perSecond)[0];
 const single = (cells: readonly Cell[]) => cells.find(({ callers }) => callers === 1);
 

@@ -8,6 +8,7 @@ import { Server, ServerCredentials } from "@grpc/grpc-js";
 import { afterAll, describe, expect, onTestFinished, test } from "vitest";
 import { grpcStatus, headerBlock } from "../bench/hpack.ts";
 import type { LoadJob, LoadMark, LoadResult } from "../bench/load.ts";
+import { type Cell, combined } from "../bench/measure.ts";
 import { judgeMemory } from "../bench/memory.ts";
 import { nextMessage, startModule, stop } from "../bench/process.ts";
 import { judge } from "../bench/scenario.ts";
@@ -228,5 +229,26 @@ describe("the load generator", () => {
     const result = await load({ ports: [port], rate: 100 });
     expect(result).toMatchObject({ cell: { perSecond: 0, codes: { CONNECTION_LOST: 1 } }, answered: 0 });
     expect((result as Extract<LoadResult, { cell: unknown }>).cell.codes?.UNANSWERED).toBeGreaterThan(0);
+  });
+});
+
+test("several measurements of the same are one: mean throughput and cost, median latencies, all errors", () => {
+  const cell = (
+    perSecond: number,
+    p99: number,
+    serverCpu: number | undefined,
+    codes?: Record<string, number>,
+  ): Cell => {
+    const errors = Object.values(codes ?? {}).reduce((sum, count) => sum + count, 0);
+    return { callers: 64, perSecond, p50: p99 / 2, p99, errors, ...(codes && { codes }), clientCpu: 10, serverCpu };
+  };
+  const cells = [
+    cell(100, 8, 90),
+    cell(300, 4, undefined, { Aborted: 1 }),
+    cell(200, 90, 110, { Aborted: 2, RESET: 1 }),
+  ];
+  expect(combined(cells)).toEqual({
+    ...{ callers: 64, perSecond: 200, p50: 4, p99: 8, errors: 4, codes: { Aborted: 3, RESET: 1 } },
+    ...{ clientCpu: 10, serverCpu: 100, serverMemory: undefined },
   });
 });
