@@ -33,9 +33,9 @@ const TABLES = [
 
 const RESET = `
   begin;
-  lock table ranking_position in access exclusive mode;
+  lock table event_reader in access exclusive mode;
   truncate ${TABLES};
-  update ranking_position set xid = '0', event_id = '00000000-0000-0000-0000-000000000000';
+  update event_reader set xid = '0', event_id = '00000000-0000-0000-0000-000000000000';
   insert into shop_user (id, name, create_time)
     select ('${prefix.user}' || ${FIRST} + n)::uuid, 'Buyer ' || n, now() from generate_series(0, ${USERS} - 1) n;
   insert into wallet (user_id, balance, entries)
@@ -76,5 +76,5 @@ export async function reset(admin: Client): Promise<void> {
 
 /** Leaves the service, which is idle while others are measured, nothing to count of their sales. */
 export async function rankNothing(admin: Client): Promise<void> {
-  await admin.query("update ranking_position set xid = '9223372036854775807'");
+  await admin.query("update event_reader set xid = '9223372036854775807'");
 }

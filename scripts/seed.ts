@@ -11,22 +11,12 @@ import { openEmbeddedPostgres } from "../src/db/embedded.ts";
 import { createOrm, migrate } from "../src/db/orm.ts";
 import { demoSize, loadShop } from "../src/demo.ts";
 import { stopSignal } from "../src/stop-signal.ts";
-
-const WIDTH = 40;
+import { drawProgress } from "./progress.ts";
 
 function count(name: string, text: string | undefined, fallback: number): number {
   const value = text === undefined ? fallback : Number(text);
   if (!Number.isSafeInteger(value) || value < 0) throw new Error(`--${name} must be a whole number from 0`);
   return value;
-}
-
-function drawProgress(done: number, total: number): void {
-  const filled = Math.round((WIDTH * done) / total);
-  const bar = "#".repeat(filled).padEnd(WIDTH, ".");
-  const percent = Math.floor((100 * done) / total);
-  // Redrawn in place on a terminal; elsewhere only the end is worth a line.
-  if (process.stdout.isTTY) process.stdout.write(`\r[${bar}] ${percent}% ${done}/${total}`);
-  else if (done === total) process.stdout.write(`[${bar}] ${percent}% ${done}/${total}`);
 }
 
 async function main(): Promise<void> {

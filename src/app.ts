@@ -1,9 +1,11 @@
 /** Composition root: the only file that knows every feature. */
+import { join } from "node:path";
 import type { MikroORM } from "@mikro-orm/postgresql";
 import type { Logger } from "pino";
 import { BalanceService } from "../gen/shop/v1/balance_pb.ts";
 import { CartService } from "../gen/shop/v1/cart_pb.ts";
 import { CouponService } from "../gen/shop/v1/coupon_pb.ts";
+import { EventService } from "../gen/shop/v1/event_pb.ts";
 import { OrderService } from "../gen/shop/v1/order_pb.ts";
 import { PaymentService } from "../gen/shop/v1/payment_pb.ts";
 import { ProductService } from "../gen/shop/v1/product_pb.ts";
@@ -25,21 +27,33 @@ import { Database } from "./db/database.ts";
 import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
 import { every, type Job } from "./db/job.ts";
+import { listen } from "./db/listen.ts";
 import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
+import { eventHandler } from "./event/event.handler.ts";
+import { EventFeed } from "./event/event.service.ts";
 import { Order, OrderLine } from "./order/order.entity.ts";
 import { orderHandler } from "./order/order.handler.ts";
 import { Orders } from "./order/order.service.ts";
+import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
+import { fileSink } from "./outbox/file-sink.ts";
+import { httpSink } from "./outbox/http-sink.ts";
+import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
+import { purgeEvents } from "./outbox/retention.ts";
+import type { Sink } from "./outbox/sink.ts";
+import { EventTail } from "./outbox/tail.ts";
 import { Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
 import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
-import { RankingBucket, RankingPosition } from "./ranking/ranking.entity.ts";
+import { CHANNEL, dropOldBuckets, SALES } from "./ranking/projection.ts";
+import { RankingBucket } from "./ranking/ranking.entity.ts";
 import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
+import { RankingWatch } from "./ranking/watch.ts";
 import { createVerifier } from "./rpc/auth.ts";
 import { within } from "./rpc/door.ts";
 import { loadSecret } from "./rpc/secret.ts";
@@ -64,12 +78,14 @@ export const entities = [
   Payment,
   PaymentEvent,
   Event,
+  EventReader,
+  UndeliveredEvent,
   RankingBucket,
-  RankingPosition,
 ];
 
 /** How often the background jobs look for work, in milliseconds, and how much they take at a time. */
 const PROJECT_INTERVAL = 100;
+const RELAY_INTERVAL = 100;
 const EXPIRE_INTERVAL = 1_000;
 const EXPIRE_BATCH = 100;
 const PURGE_INTERVAL = 60_000;
@@ -149,13 +165,30 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const ranking = new Ranking(db);
   const jobs = startJobs(config, log, db, orders, ranking);
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
+  startRelay(config, log, db, started);
+  const watching = new RankingWatch(
+    (query) => ranking.top(query),
+    (error) => jobFailed(log, "ranking watch", error),
+  );
+  const listener = listen(
+    url,
+    CHANNEL,
+    () => watching.hint(),
+    (error) => jobFailed(log, "listener", error),
+  );
+  started.add("listener", () => listener.stop());
+  const tail = new EventTail(db, (error) => jobFailed(log, "event tail", error));
 
   const served = await serve({
     host: config.host,
     grpcPort: config.grpcPort,
     httpPort: config.httpPort,
     corsOrigins: config.corsOrigins,
-    routes: routesOf(config, db, orders, ranking),
+    routes: [
+      ...routesOf(config, db, orders),
+      route(RankingService, rankingHandler(ranking, watching)),
+      route(EventService, eventHandler(new EventFeed(tail))),
+    ],
     verifier: createVerifier(secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" }, {
       issuer: config.jwtIssuer,
       audience: config.jwtAudience,
@@ -170,7 +203,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   return { banner, failed: embedded?.exited ?? new Promise(() => {}), stop: () => started.stop() };
 }
 
-function routesOf(config: Config, db: Database, orders: Orders, ranking: Ranking) {
+function routesOf(config: Config, db: Database, orders: Orders) {
   return [
     route(UserService, userHandler(new Users(db))),
     route(BalanceService, balanceHandler(new Balances(db, config))),
@@ -179,21 +212,70 @@ function routesOf(config: Config, db: Database, orders: Orders, ranking: Ranking
     route(CouponService, couponHandler(new Coupons(db))),
     route(OrderService, orderHandler(orders)),
     route(PaymentService, paymentHandler(new Payments(db))),
-    route(RankingService, rankingHandler(ranking)),
   ];
 }
 
+function startRelay(config: Config, log: Logger, db: Database, started: Started): void {
+  const sink = sinkOf(config);
+  if (!sink) return;
+  const relay = new Relay({ db, sink, maxAttempts: config.eventMaxAttempts, observer: relayObserverOf(log, sink) });
+  const job = every(
+    RELAY_INTERVAL,
+    () => relay.run(),
+    (error) => jobFailed(log, "event relay", error),
+  );
+  started.add("event relay", async () => {
+    relay.abort();
+    await job.stop();
+    await relay.close();
+  });
+}
+
+/** Where events go; undefined when they go nowhere. */
+function sinkOf({ eventSinkUrl, eventSinkTimeoutMs, dataDir }: Config): Sink | undefined {
+  if (eventSinkUrl === "off") return undefined;
+  return eventSinkUrl ? httpSink(eventSinkUrl, eventSinkTimeoutMs) : fileSink(join(dataDir, "events.jsonl"));
+}
+
+function relayObserverOf(log: Logger, { name: sink }: Sink): RelayObserver {
+  return {
+    down: ({ attempts, pauseMs, error }) =>
+      log.warn(
+        { sink, attempts, pauseMs: Math.round(pauseMs), error },
+        "the event sink takes nothing; it is tried again",
+      ),
+    up: () => log.info({ sink }, "the event sink takes events again"),
+    dead: ({ id, type, aggregateid }, { attempts, error }) =>
+      log.error({ sink, id, type, aggregateid, attempts, error }, "an event was given up; `npm run events` replays it"),
+  };
+}
+
+function jobFailed(log: Logger, job: string, err: unknown): void {
+  log.error({ err, job }, "a background job failed");
+}
+
 function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ranking: Ranking): Job[] {
-  const failed = (job: string) => (error: unknown) => log.error({ err: error, job }, "a background job failed");
+  const failed = (job: string) => (error: unknown) => jobFailed(log, job, error);
+  const forget = async () => {
+    const before = new Date(db.now().getTime() - config.eventRetentionMs);
+    const readers = config.eventSinkUrl === "off" ? [SALES] : [SALES, SINK];
+    return (await db.maintain((em) => purgeEvents(em, before, PURGE_BATCH, readers))) === PURGE_BATCH;
+  };
   const purge = async () => {
     const before = new Date(db.now().getTime() - config.idempotencyTtlMs);
     return (await db.maintain((em) => purgeAnswers(em, before, PURGE_BATCH))) === PURGE_BATCH;
+  };
+  const dropBuckets = async () => {
+    await db.maintain((em) => dropOldBuckets(em, db.now()));
+    return false;
   };
   const expire = async () => (await orders.expireOverdue(EXPIRE_BATCH)) === EXPIRE_BATCH;
   return [
     every(PROJECT_INTERVAL, () => ranking.project(), failed("ranking")),
     every(EXPIRE_INTERVAL, expire, failed("expiry")),
     every(PURGE_INTERVAL, purge, failed("purge")),
+    every(PURGE_INTERVAL, forget, failed("event retention")),
+    every(PURGE_INTERVAL, dropBuckets, failed("ranking retention")),
   ];
 }
 

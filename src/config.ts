@@ -34,6 +34,17 @@ export type Config = {
   orderTtlMs: number;
   /** IDEMPOTENCY_TTL (24h): how long an answer is kept for the same request id. */
   idempotencyTtlMs: number;
+  /**
+   * EVENT_SINK_URL: where events are sent, each as a CloudEvent in a POST; http or https, with `user:password@` for basic
+   * authentication. `off` sends them nowhere. Unset: they are appended to events.jsonl in DATA_DIR.
+   */
+  eventSinkUrl: URL | "off" | undefined;
+  /** EVENT_SINK_TIMEOUT (10s): how long the sink may take to answer. */
+  eventSinkTimeoutMs: number;
+  /** EVENT_MAX_ATTEMPTS (100): how often an event is tried that the sink does not take; with the pauses, 100 take over an hour. */
+  eventMaxAttempts: number;
+  /** EVENT_RETENTION (32d): how long events are kept. The ranking can be rebuilt from those that are there. */
+  eventRetentionMs: number;
   /** JWT_SECRET: the shared secret of HS256 tokens, at least 32 characters. Excludes JWKS_URL. */
   jwtSecret: string | undefined;
   /** JWKS_URL: where the token issuer publishes its keys. Neither of the two: a secret is made in DATA_DIR. */
@@ -146,6 +157,16 @@ function currency(settings: Settings): string {
     : settings.refuse("CURRENCY", "an ISO 4217 code like KRW or USD");
 }
 
+function eventSinkUrl(settings: Settings): URL | "off" | undefined {
+  const text = settings.text("EVENT_SINK_URL");
+  if (text === undefined || text === "off") return text;
+  const url = URL.parse(text);
+  // The URL may hold a password, so it is not shown.
+  return url && ["http:", "https:"].includes(url.protocol)
+    ? url
+    : settings.refuse("EVENT_SINK_URL", "an http or https URL, or off", "");
+}
+
 function jwtSecret(settings: Settings): string | undefined {
   const secret = settings.text("JWT_SECRET");
   if (secret !== undefined && secret.length < 32) {
@@ -184,6 +205,10 @@ export function readConfig(env: Environment): Config {
     maxBalance: settings.integer("MAX_BALANCE", 1_000_000_000n, 1n, MAX_INT64),
     orderTtlMs: settings.duration("ORDER_TTL", 15 * MINUTE, ["1s", 1_000], ["365d", 365 * DAY]),
     idempotencyTtlMs: settings.duration("IDEMPOTENCY_TTL", DAY, ["1s", 1_000], ["365d", 365 * DAY]),
+    eventSinkUrl: eventSinkUrl(settings),
+    eventSinkTimeoutMs: settings.duration("EVENT_SINK_TIMEOUT", 10_000, ["100ms", 100], ["5m", 5 * MINUTE]),
+    eventMaxAttempts: Number(settings.integer("EVENT_MAX_ATTEMPTS", 100n, 1n, 1_000_000n)),
+    eventRetentionMs: settings.duration("EVENT_RETENTION", 32 * DAY, ["1m", MINUTE], ["3650d", 3_650 * DAY]),
     jwtSecret: jwtSecret(settings),
     jwksUrl: jwksUrl(settings),
     jwtIssuer: settings.text("JWT_ISSUER"),

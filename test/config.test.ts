@@ -17,6 +17,10 @@ test("without settings, everything has its default", () => {
     maxBalance: 1_000_000_000n,
     orderTtlMs: 900_000,
     idempotencyTtlMs: 86_400_000,
+    eventSinkUrl: undefined,
+    eventSinkTimeoutMs: 10_000,
+    eventMaxAttempts: 100,
+    eventRetentionMs: 32 * 86_400_000,
     jwtSecret: undefined,
     jwksUrl: undefined,
     jwtIssuer: undefined,
@@ -41,6 +45,10 @@ test("every setting is read", () => {
     MAX_BALANCE: "1",
     ORDER_TTL: "90s",
     IDEMPOTENCY_TTL: "7d",
+    EVENT_SINK_URL: "https://user:secret@events.example/in?x=1",
+    EVENT_SINK_TIMEOUT: "2s",
+    EVENT_MAX_ATTEMPTS: "3",
+    EVENT_RETENTION: "1h",
     JWT_SECRET: SECRET,
     JWT_ISSUER: "issuer",
     JWT_AUDIENCE: "shop",
@@ -61,6 +69,10 @@ test("every setting is read", () => {
     maxBalance: 1n,
     orderTtlMs: 90_000,
     idempotencyTtlMs: 604_800_000,
+    eventSinkUrl: new URL("https://user:secret@events.example/in?x=1"),
+    eventSinkTimeoutMs: 2_000,
+    eventMaxAttempts: 3,
+    eventRetentionMs: 3_600_000,
     jwtSecret: SECRET,
     jwksUrl: undefined,
     jwtIssuer: "issuer",
@@ -70,6 +82,7 @@ test("every setting is read", () => {
     shutdownGraceMs: 500,
     demo: "auto",
   });
+  expect(readConfig({ EVENT_SINK_URL: "off" }).eventSinkUrl).toBe("off");
   expect(readConfig({ JWKS_URL: "https://issuer.example/jwks" }).jwksUrl).toBe("https://issuer.example/jwks");
 });
 
@@ -98,6 +111,9 @@ describe("a bad setting is refused with one line that names it", () => {
     ["ORDER_TTL", "15", /^ORDER_TTL is "15", but must be a duration such as 90s, 15m or 24h, from 1s to 365d$/],
     ["ORDER_TTL", "0s", /^ORDER_TTL is "0s", but must be a duration/],
     ["IDEMPOTENCY_TTL", "1 day", /^IDEMPOTENCY_TTL is "1 day"/],
+    ["EVENT_SINK_URL", "ftp://root:hunter2@sink", /^EVENT_SINK_URL must be an http or https URL, or off$/],
+    ["EVENT_MAX_ATTEMPTS", "0", /^EVENT_MAX_ATTEMPTS is "0", but must be a whole number from 1 to 1000000$/],
+    ["EVENT_RETENTION", "1s", /^EVENT_RETENTION is "1s"/],
     ["JWT_SECRET", "hunter2", /^JWT_SECRET must be at least 32 characters long, not 7$/],
     ["JWKS_URL", "issuer", /^JWKS_URL is "issuer", but must be an http or https URL$/],
     ["DATABASE_POOL", "1", /^DATABASE_POOL is "1", but must be a whole number from 2 to 1000$/],

@@ -16,17 +16,3 @@ const bucketSchema = defineEntity({
 /** Units of one variant paid for in one hour. */
 export class RankingBucket extends bucketSchema.class {}
 bucketSchema.setClass(RankingBucket);
-
-const positionSchema = defineEntity({
-  name: "RankingPosition",
-  tableName: "ranking_position",
-  properties: {
-    name: p.string().length(50).primary(),
-    xid: p.string().columnType("xid8"),
-    eventId: p.uuid(),
-  },
-});
-
-/** The last event that the buckets include. */
-export class RankingPosition extends positionSchema.class {}
-positionSchema.setClass(RankingPosition);

@@ -7,18 +7,20 @@ import {
   RankingGroup,
   type RankingService,
 } from "../../gen/shop/v1/ranking_pb.ts";
-import type { Ranking, Top, TopQuery } from "./ranking.service.ts";
+import type { Ranking } from "./ranking.service.ts";
+import type { Top, TopQuery } from "./top.ts";
+import type { RankingWatch } from "./watch.ts";
 
 const DEFAULT_DAYS = 3;
 const DEFAULT_LIMIT = 5;
 
-export function rankingHandler(ranking: Ranking): ServiceImpl<typeof RankingService> {
+export function rankingHandler(ranking: Ranking, watching: RankingWatch): ServiceImpl<typeof RankingService> {
   return {
     async listTopProducts(request) {
       return toResponse(await ranking.top(queryOf(request)));
     },
     async *watchTopProducts(request, context) {
-      for await (const top of ranking.watch(queryOf(request), context.signal)) yield toResponse(top);
+      for await (const top of watching.watch(queryOf(request), context.signal)) yield toResponse(top);
     },
   };
 }

@@ -9,6 +9,7 @@ import { DomainError, type Reason } from "../error.ts";
 const codes = {
   ARGUMENT_INVALID: Code.InvalidArgument,
   PAGE_TOKEN_INVALID: Code.InvalidArgument,
+  POSITION_INVALID: Code.InvalidArgument,
   USER_NOT_FOUND: Code.NotFound,
   PRODUCT_NOT_FOUND: Code.NotFound,
   VARIANT_NOT_FOUND: Code.NotFound,

@@ -81,7 +81,7 @@ function badStrings(rules: FieldRules, text: string): Named[] {
   if (minLen > 0n) bad.push(["empty", ""]);
   if (maxLen > 0n) bad.push(["too long", "x".repeat(Number(maxLen) + 1)]);
   // Tokens are opaque: what is wrong with one is for the list to say.
-  if (!text.endsWith("page_token")) bad.push(["NUL", "a\0b"]);
+  if (!/(page_token|after_position)$/.test(text)) bad.push(["NUL", "a\0b"]);
   return bad;
 }
 

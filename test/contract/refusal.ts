@@ -6,7 +6,7 @@ import { ask, type Method, type Shop } from "./shop.ts";
 
 /** The table of the design, by code. */
 const REASONS: Readonly<Record<string, readonly string[]>> = {
-  INVALID_ARGUMENT: ["ARGUMENT_INVALID", "PAGE_TOKEN_INVALID"],
+  INVALID_ARGUMENT: ["ARGUMENT_INVALID", "PAGE_TOKEN_INVALID", "POSITION_INVALID"],
   ALREADY_EXISTS: ["CART_ITEM_EXISTS", "COUPON_ALREADY_CLAIMED", "REQUEST_ID_REUSED"],
   FAILED_PRECONDITION: [
     "INSUFFICIENT_STOCK",

@@ -4,6 +4,7 @@ import { describe, expect, test } from "vitest";
 import { BalanceService } from "../../gen/shop/v1/balance_pb.ts";
 import { CartService } from "../../gen/shop/v1/cart_pb.ts";
 import { CouponService } from "../../gen/shop/v1/coupon_pb.ts";
+import { EventService } from "../../gen/shop/v1/event_pb.ts";
 import { OrderService } from "../../gen/shop/v1/order_pb.ts";
 import { PaymentService } from "../../gen/shop/v1/payment_pb.ts";
 import { ProductService } from "../../gen/shop/v1/product_pb.ts";
@@ -24,6 +25,7 @@ const services = [
   OrderService,
   PaymentService,
   RankingService,
+  EventService,
 ];
 const shop = await openShop();
 const table = rules.map((rule) => [`${rule.method.parent.name}/${rule.method.name}`, rule] as const);

@@ -5,6 +5,7 @@
 import { BalanceService } from "../../gen/shop/v1/balance_pb.ts";
 import { CartService } from "../../gen/shop/v1/cart_pb.ts";
 import { CouponService } from "../../gen/shop/v1/coupon_pb.ts";
+import { EventService } from "../../gen/shop/v1/event_pb.ts";
 import { OrderService } from "../../gen/shop/v1/order_pb.ts";
 import { PaymentMethod, PaymentService } from "../../gen/shop/v1/payment_pb.ts";
 import { ProductService } from "../../gen/shop/v1/product_pb.ts";
@@ -31,6 +32,8 @@ async function itemInCart(shop: Shop) {
   await shop.call(CartService.method.addItem, added);
   return { ...added, requestId: fresh() };
 }
+
+const positionOf = (text: string) => Buffer.from(text).toString("base64url");
 
 const newVariant = { name: "Blue", price: 1_000n, stock: 5 };
 const { method: users } = UserService;
@@ -250,4 +253,26 @@ export const rules: readonly Rule[] = [
 
   rule(ranking.listTopProducts, { roles: everybody, good: async () => ({}) }),
   rule(ranking.watchTopProducts, { roles: everybody, good: async () => ({}) }),
+
+  rule(EventService.method.streamEvents, {
+    roles: ["service"],
+    good: async (shop) => {
+      // Something has happened.
+      await shop.user(5n);
+      return { types: ["balance.charged"] };
+    },
+    wrong: {
+      "after_position: garbage": [{ afterPosition: "no position" }, "POSITION_INVALID"],
+      "after_position: NUL": [{ afterPosition: "a\0b" }, "POSITION_INVALID"],
+      "after_position: no id": [{ afterPosition: positionOf("7:") }, "POSITION_INVALID"],
+      "after_position: SQL": [{ afterPosition: positionOf("7:' or 1=1 --") }, "POSITION_INVALID"],
+      "after_position: beyond int64": [
+        { afterPosition: positionOf(`99999999999999999999:${fresh()}`) },
+        "POSITION_INVALID",
+      ],
+      "after_position: another spelling": [{ afterPosition: `${positionOf(`7:${fresh()}`)}=` }, "POSITION_INVALID"],
+      "types: unknown": [{ types: ["order.lost"] }, ["types[0]"]],
+      "types: twice": [{ types: ["order.paid", "order.paid"] }, ["types"]],
+    },
+  }),
 ];

@@ -168,7 +168,8 @@ export function inDays(days: number): { seconds: bigint; nanos: number } {
 async function fingerprints(sql: Client): Promise<() => Promise<string>> {
   const { rows } = await sql.query<{ name: string }>(
     `select table_name as name from information_schema.tables
-      where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name not like 'ranking%'`,
+      where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name not like 'ranking%'
+        and table_name <> 'event_reader'`,
   );
   const each = rows.map(
     ({ name }) =>

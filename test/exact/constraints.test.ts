@@ -25,6 +25,9 @@ async function fill(): Promise<void> {
   const lines = [{ variantId, quantity: 1 }];
   await replica.orders.checkout(callOf(), { userId, lines, fromCart: false, issuedCouponId, expectedTotal: undefined });
   await rankingCaughtUp(database, () => replica.ranking.project());
+  await database.query(
+    "insert into event_undelivered select aggregateid, id, aggregatetype, xid, 1, now(), false, '' from event limit 1 on conflict do nothing",
+  );
 }
 
 beforeAll(async () => {
@@ -79,7 +82,8 @@ const uniques: Record<string, string> = {
   event_pkey: again("event"),
   idempotency_pkey: again("idempotency"),
   ranking_bucket_pkey: again("ranking_bucket"),
-  ranking_position_pkey: again("ranking_position"),
+  event_reader_pkey: again("event_reader"),
+  event_undelivered_pkey: again("event_undelivered"),
 };
 
 async function inTransaction<T>(work: (client: PoolClient) => Promise<T>): Promise<T> {

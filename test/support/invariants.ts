@@ -122,7 +122,7 @@ export const invariants: Readonly<Record<string, string>> = {
 
 /** Whether events wait to be counted by the ranking: one row when so. */
 export const RANKING_BEHIND = `
-  select e.id::text from event e, ranking_position p
+  select e.id::text from event e, event_reader p
    where p.name = 'sales' and e.type in ('order.paid', 'order.cancelled') and (e.xid, e.id) > (p.xid, p.event_id) limit 1`;
 
 /** Everything that is broken, as `invariant: id`; empty when all is well. */

@@ -1,0 +1,30 @@
+import type { EntityManager } from "@mikro-orm/postgresql";
+
+/** Deletes up to `limit` events older than `before` that all these readers have taken care of. Returns how many. */
+export async function purgeEvents(
+  em: EntityManager,
+  before: Date,
+  limit: number,
+  readers: readonly string[],
+): Promise<number> {
+  const deleted = await em.execute(
+    // Their ids begin with the time in milliseconds, so the primary key finds the oldest.
+    `delete from event where id in (
+       select e.id from event e
+        where e.id < ?::uuid
+          and not exists (
+            select from event_reader r
+             where r.name in (${readers.map(() => "?").join(", ")}) and (r.xid, r.event_id) < (e.xid, e.id))
+          and not exists (select from event_undelivered u where u.aggregateid = e.aggregateid and u.event_id = e.id)
+        order by e.id limit ?
+        for update skip locked) returning id`,
+    [firstIdAt(before), ...readers, limit],
+  );
+  return deleted.length;
+}
+
+/** The smallest UUIDv7 of a millisecond. */
+function firstIdAt(time: Date): string {
+  const hex = Math.max(0, time.getTime()).toString(16).padStart(12, "0");
+  return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000000`;
+}

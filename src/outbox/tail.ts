@@ -1,0 +1,117 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Database } from "../db/database.ts";
+import { Bell } from "./bell.ts";
+import type { EventType } from "./event.entity.ts";
+import { eventsAfter, isBehind, newestPosition, type Position, type StoredEvent } from "./feed.ts";
+
+/** How many of the newest events are kept in memory for those who follow them. */
+const KEPT = 2_000;
+/** How many events are read, and sent, at a time. */
+const PAGE = 100;
+/** How often new events are looked for while somebody follows, in milliseconds. */
+const POLL_INTERVAL = 100;
+
+/** Some events, and the position behind which to go on: events of other types may lie in between. */
+export type EventPage = Readonly<{ events: readonly StoredEvent[]; position: Position }>;
+
+/**
+ * The newest events, read once for all who follow them in this process. Who is further behind reads the table; who reads
+ * slowly holds nothing in memory, and goes on from the table later.
+ */
+export class EventTail {
+  readonly #db: Database;
+  readonly #onError: (error: unknown) => void;
+  /** The newest events, in order: all that there are behind `#from`. */
+  #kept: StoredEvent[] = [];
+  #from: Position | undefined;
+  #followers = 0;
+  readonly #bell = new Bell();
+  #polling = new AbortController();
+
+  constructor(db: Database, onError: (error: unknown) => void) {
+    this.#db = db;
+    this.#onError = onError;
+  }
+
+  /** How many follow now. */
+  get followers(): number {
+    return this.#followers;
+  }
+
+  /**
+   * The events behind a position, in the order in which they come, and then those that happen, until `signal` fires. Left
+   * out, the position is now. `types`: only these; none is all.
+   */
+  async *follow(
+    after: Position | undefined,
+    types: readonly EventType[],
+    signal: AbortSignal,
+  ): AsyncGenerator<EventPage, void> {
+    const wanted = new Set(types);
+    this.#followers += 1;
+    if (this.#followers === 1) this.#poll();
+    try {
+      let position = after ?? (await this.#db.read(newestPosition));
+      while (!signal.aborted) {
+        const seen = this.#bell.rings;
+        const page = this.#fromMemory(position) ?? (await this.#fromTable(position));
+        const events = wanted.size > 0 ? page.events.filter(({ type }) => wanted.has(type)) : page.events;
+        const moved = page.position !== position;
+        ({ position } = page);
+        if (events.length > 0) yield { events, position };
+        else if (!moved) await this.#bell.wait(seen, signal);
+      }
+    } finally {
+      this.#followers -= 1;
+      if (this.#followers === 0) this.#polling.abort();
+    }
+  }
+
+  #fromMemory(position: Position): EventPage | undefined {
+    if (!this.#from || isBehind(this.#from, position)) return undefined;
+    let at = this.#kept.length;
+    while (at > 0 && isBehind(this.#kept[at - 1] as StoredEvent, position)) at -= 1;
+    return pageOf(this.#kept.slice(at, at + PAGE), position);
+  }
+
+  async #fromTable(position: Position): Promise<EventPage> {
+    return pageOf(await this.#db.read((em) => eventsAfter(em, position, PAGE)), position);
+  }
+
+  #poll(): void {
+    const polling = new AbortController();
+    const { signal } = polling;
+    this.#polling = polling;
+    this.#kept = [];
+    this.#from = undefined;
+    const loop = async () => {
+      while (!signal.aborted) {
+        const more = await this.#read(signal).catch((error: unknown) => this.#onError(error));
+        if (!more) await delay(POLL_INTERVAL, undefined, { signal }).catch(() => {});
+      }
+    };
+    void loop();
+  }
+
+  /** Reads new events. Answers whether there may be more. */
+  async #read(signal: AbortSignal): Promise<boolean> {
+    const from = this.#kept.at(-1) ?? this.#from;
+    if (!from) {
+      const newest = await this.#db.read(newestPosition);
+      if (!signal.aborted) this.#from = newest;
+      return true;
+    }
+    const events = await this.#db.read((em) => eventsAfter(em, from, PAGE));
+    if (signal.aborted || events.length === 0) return false;
+    this.#kept.push(...events);
+    const dropped = this.#kept.splice(0, Math.max(0, this.#kept.length - KEPT));
+    this.#from = dropped.at(-1) ?? this.#from;
+    this.#bell.ring();
+    return events.length === PAGE;
+  }
+}
+
+function pageOf(events: readonly StoredEvent[], before: Position): EventPage {
+  const last = events.at(-1);
+  return { events, position: last ? { xid: last.xid, id: last.id } : before };
+}

@@ -1,0 +1,117 @@
+/** Events that were set aside: they could not be delivered, or stand behind such a one of their aggregate. */
+import type { EntityManager } from "@mikro-orm/postgresql";
+import { EVENT_COLUMNS, type StoredEvent, toStoredEvent } from "./feed.ts";
+import { laneOf } from "./sink.ts";
+
+/** Pauses before an event is tried again, in milliseconds: doubled from the first to the longest. */
+const FIRST_PAUSE = 1_000;
+const LONGEST_PAUSE = 60_000;
+
+/** The pause after so many attempts, with jitter: those that failed together should not come again together. */
+export function pauseAfter(attempts: number): number {
+  return Math.min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + Math.random() / 2);
+}
+
+/** An event that waits to be tried again. */
+export type Undelivered = Readonly<{ event: StoredEvent; attempts: number }>;
+
+/** What became of one that was tried. `attempts`: all of them; 0 when it is held back by another one. */
+export type SetAside = Undelivered & Readonly<{ error: string; dead: boolean }>;
+
+const marks = (count: number, mark = "?") => Array.from({ length: count }, () => mark).join(", ");
+
+/** Those of the aggregates of these events that have some set aside: what comes behind them has to wait, too. */
+export async function waitingLanes(em: EntityManager, events: readonly StoredEvent[]): Promise<ReadonlySet<string>> {
+  const ids = [...new Set(events.map(({ aggregateid }) => aggregateid))];
+  const rows = await em.execute<StoredEvent[]>(
+    `select distinct aggregatetype, aggregateid from event_undelivered where not dead and aggregateid in (${marks(ids.length)})`,
+    ids,
+  );
+  return new Set(rows.map(laneOf));
+}
+
+/** Sets events aside, or notes another attempt. */
+export async function setAside(em: EntityManager, all: readonly SetAside[]): Promise<void> {
+  if (all.length === 0) return;
+  const values = all.flatMap(({ event, attempts, error, dead }) => [
+    ...[event.aggregateid, event.id, event.aggregatetype, event.xid, attempts],
+    ...[attempts === 0 ? 0 : pauseAfter(attempts), dead, error.slice(0, 500)],
+  ]);
+  await em.execute(
+    `insert into event_undelivered
+       (aggregateid, event_id, aggregatetype, xid, attempts, retry_time, dead, last_error)
+     values ${marks(all.length, "(?, ?, ?, ?::xid8, ?, clock_timestamp() + ? * interval '1 ms', ?, ?)")}
+     on conflict (aggregateid, event_id) do update set
+       attempts = excluded.attempts, retry_time = excluded.retry_time, dead = excluded.dead, last_error = excluded.last_error`,
+    values,
+  );
+}
+
+/** Forgets events that were delivered after all. */
+export async function forget(em: EntityManager, events: readonly StoredEvent[]): Promise<void> {
+  if (events.length === 0) return;
+  const keys = events.flatMap(({ aggregateid, id }) => [aggregateid, id]);
+  await em.execute(
+    `delete from event_undelivered where (aggregateid, event_id) in (${marks(events.length, "(?, ?::uuid)")})`,
+    keys,
+  );
+}
+
+/**
+ * What may be tried again now, at most `limit`, in order: of each aggregate whose first event's pause is over, that one and
+ * those behind it.
+ */
+export async function dueEvents(em: EntityManager, limit: number): Promise<Undelivered[]> {
+  const rows = await em.execute<(Parameters<typeof toStoredEvent>[0] & { attempts: number })[]>(
+    `with head as (
+       select u.aggregatetype, u.aggregateid from event_undelivered u
+        where not u.dead and u.retry_time <= clock_timestamp()
+          and not exists (
+            select from event_undelivered f
+             where f.aggregateid = u.aggregateid and f.aggregatetype = u.aggregatetype and not f.dead
+               and (f.xid, f.event_id) < (u.xid, u.event_id))
+        order by u.retry_time limit ?
+     )
+     select u.attempts, ${EVENT_COLUMNS}
+       from head h
+       join event_undelivered u on u.aggregateid = h.aggregateid and u.aggregatetype = h.aggregatetype and not u.dead
+       join event e on e.id = u.event_id
+      order by e.xid, e.id limit ?`,
+    [limit, limit],
+  );
+  return rows.map(({ attempts, ...event }) => ({ attempts, event: toStoredEvent(event) }));
+}
+
+/** An event that was set aside, for people. */
+export type Listed = Readonly<{
+  id: string;
+  type: string;
+  aggregateid: string;
+  attempts: number;
+  dead: boolean;
+  retryTime: Date;
+  lastError: string;
+}>;
+
+/** Those that were set aside, the ones given up first, at most `limit`; and how many there are. */
+export async function listUndelivered(em: EntityManager, limit: number): Promise<{ events: Listed[]; total: number }> {
+  const [count] = await em.execute<{ total: number }[]>("select count(*)::int as total from event_undelivered");
+  const rows = await em.execute<(Omit<Listed, "retryTime"> & { retry_time: Date | string })[]>(
+    `select u.event_id as id, e.type, u.aggregateid, u.attempts, u.dead, u.retry_time, u.last_error as "lastError"
+       from event_undelivered u join event e on e.id = u.event_id
+      order by u.dead desc, u.xid, u.event_id limit ?`,
+    [limit],
+  );
+  const events = rows.map(({ retry_time, ...row }) => ({ ...row, retryTime: new Date(retry_time) }));
+  return { events, total: count?.total ?? 0 };
+}
+
+/** Has events sent again that were given up: all, or those with these ids. Returns how many. */
+export async function replay(em: EntityManager, ids?: readonly string[]): Promise<number> {
+  const only = ids ? `and event_id in (${marks(ids.length, "?::uuid")})` : "";
+  const rows = await em.execute(
+    `update event_undelivered set dead = false, attempts = 0, retry_time = clock_timestamp() where dead ${only} returning event_id`,
+    [...(ids ?? [])],
+  );
+  return rows.length;
+}

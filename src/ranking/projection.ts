@@ -1,0 +1,54 @@
+/** How events become buckets of hours. */
+import type { EntityManager } from "@mikro-orm/postgresql";
+
+const DAY = 24 * 60 * 60 * 1000;
+/** Its row in `event_reader`. */
+export const SALES = "sales";
+/** Where it is notified that answers may have changed. */
+export const CHANNEL = "doorbuster_ranking";
+/** An answer reaches back 30 days, and counts the hour in which they began as a whole. */
+const BUCKETS_KEPT_DAYS = 31;
+
+/** The events that the ranking is made of; there is an index of them alone. */
+export const RANKED = "e.type in ('order.paid', 'order.cancelled')";
+
+/**
+ * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
+ * it), adds their units to the buckets of the hours in which they were paid, and moves the position. A cancelled order
+ * that had been paid is counted back in the hour of its payment.
+ */
+export const projection = (reader: string, buckets: string) => `
+  with position as (
+    select xid, event_id from event_reader where name = '${reader}' for update skip locked
+  ), batch as (
+    select e.xid, e.id, e.type, e.payload
+      from event e, position p
+     where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
+     order by e.xid, e.id limit ?
+  ), sold as (
+    select line.variant_id, line.product_id,
+           date_trunc('hour', (batch.payload ->> 'pay_time')::timestamptz, 'UTC') as hour,
+           sum(case batch.type when 'order.paid' then line.quantity else -line.quantity end) as quantity
+      from batch,
+           jsonb_to_recordset(batch.payload -> 'lines') as line (variant_id uuid, product_id uuid, quantity bigint)
+     where batch.type = 'order.paid' or batch.payload ->> 'pay_time' is not null
+     group by 1, 2, 3
+  ), counted as (
+    insert into ${buckets} as bucket (variant_id, product_id, hour, quantity)
+    select variant_id, product_id, hour, quantity from sold
+        on conflict (variant_id, hour) do update set quantity = bucket.quantity + excluded.quantity
+  ), moved as (
+    update event_reader set xid = last.xid, event_id = last.id
+      from (select xid, id from batch order by xid desc, id desc limit 1) last
+     where name = '${reader}'
+  )
+  select count(*)::int as events, case when count(*) > 0 then pg_notify('${CHANNEL}', '') end from batch`;
+
+/** Counts sales into the buckets that are in use. */
+export const PROJECT = projection(SALES, "ranking_bucket");
+
+/** Deletes the buckets of hours that no answer reaches back to. Returns how many. */
+export async function dropOldBuckets(em: EntityManager, now: Date): Promise<number> {
+  const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
+  return (await em.execute("delete from ranking_bucket where hour < ? returning hour", [before])).length;
+}

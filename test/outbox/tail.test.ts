@@ -1,0 +1,118 @@
+/** Those who follow events: what they get, and what they leave behind. */
+import { expect, onTestFinished, test, vi } from "vitest";
+import type { EventType } from "../../src/outbox/event.entity.ts";
+import { type Position, START } from "../../src/outbox/feed.ts";
+import { EventTail } from "../../src/outbox/tail.ts";
+import { connect, open } from "../db/harness.ts";
+import { createDatabase } from "../support/database.ts";
+import { addEvents, aggregates } from "./receiver.ts";
+
+async function openTail() {
+  const url = await createDatabase();
+  const { db } = await open(url);
+  const failures: unknown[] = [];
+  const tail = new EventTail(db, (error) => failures.push(error));
+  return { url, db, tail, failures, client: await connect(url) };
+}
+
+/** Somebody who follows, with what they have got so far. */
+function follow(tail: EventTail, after: Position | undefined, types: readonly EventType[] = []) {
+  const leaving = new AbortController();
+  const got: string[] = [];
+  const state = { got, position: after, leave: () => leaving.abort(), ended: Promise.resolve() };
+  state.ended = (async () => {
+    for await (const { events, position } of tail.follow(after, types, leaving.signal)) {
+      got.push(...events.map(({ id }) => id));
+      state.position = position;
+    }
+  })();
+  onTestFinished(async () => {
+    leaving.abort();
+    await state.ended;
+  });
+  return state;
+}
+
+const soon = { timeout: 10_000, interval: 10 };
+
+test("all events, those that are there and those that come, in order and once, to each who follows", async () => {
+  const { tail, client } = await openTail();
+  const ids: string[] = [];
+  for (let round = 0; round < 6; round += 1) ids.push(...(await addEvents(client, aggregates(50), round)));
+  const followers = [follow(tail, START), follow(tail, START)];
+  await vi.waitFor(() => expect(followers[0]?.got).toHaveLength(300), soon);
+  for (let round = 0; round < 10; round += 1) ids.push(...(await addEvents(client, aggregates(37), round)));
+  followers.push(follow(tail, START));
+  for (const { got } of followers) await vi.waitFor(() => expect(got).toHaveLength(670), soon);
+  for (const { got } of followers) expect(got).toEqual(ids);
+});
+
+test("whoever goes on from its last position misses nothing and gets nothing twice", async () => {
+  const { tail, client } = await openTail();
+  const ids = await addEvents(client, aggregates(120));
+  const first = follow(tail, START);
+  await vi.waitFor(() => expect(first.got.length).toBeGreaterThan(0), soon);
+  first.leave();
+  await first.ended;
+  ids.push(...(await addEvents(client, aggregates(30))));
+  const second = follow(tail, first.position);
+  await vi.waitFor(() => expect(first.got.length + second.got.length).toBe(150), soon);
+  expect([...first.got, ...second.got]).toEqual(ids);
+});
+
+test("from now on, and of some types alone", async () => {
+  const { tail, client } = await openTail();
+  await addEvents(client, aggregates(5));
+  const [latest, none] = [follow(tail, undefined), follow(tail, START, ["order.paid"])];
+  const some = follow(tail, START, ["order.paid", "stock.adjusted"]);
+  await vi.waitFor(() => expect(some.got).toHaveLength(5), soon);
+  const ids = await addEvents(client, aggregates(3));
+  await vi.waitFor(() => expect(latest.got).toEqual(ids), soon);
+  expect([some.got.length, none.got.length]).toEqual([8, 0]);
+});
+
+test("an event whose transaction commits late comes in front of those that were there before", async () => {
+  const { url, tail, client } = await openTail();
+  const follower = follow(tail, START);
+  const late = await connect(url);
+  await late.query("begin");
+  const [first] = await addEvents(late, aggregates(1));
+  const [second] = await addEvents(client, aggregates(1));
+  // As long as others get events, this follower would have got it, too.
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(follower.got).toEqual([]);
+  await late.query("commit");
+  await vi.waitFor(() => expect(follower.got).toEqual([first, second]), soon);
+});
+
+test("who does not read for a while holds up nobody, and goes on from where it was", async () => {
+  const { tail, client } = await openTail();
+  const slow = tail.follow(START, [], AbortSignal.timeout(20_000));
+  const ids = await addEvents(client, aggregates(10));
+  const before = await slow.next();
+  const quick = follow(tail, START);
+  // More than are kept in memory.
+  for (let round = 0; round < 30; round += 1) ids.push(...(await addEvents(client, aggregates(100), round)));
+  await vi.waitFor(() => expect(quick.got).toEqual(ids), soon);
+  const got = before.value?.events.map(({ id }) => id) ?? [];
+  while (got.length < ids.length) got.push(...((await slow.next()).value?.events ?? []).map(({ id }) => id));
+  expect(got).toEqual(ids);
+  await slow.return();
+});
+
+test("a thousand who come and go leave nothing behind, and nobody looks for events any more", async () => {
+  const { db, tail, client, failures } = await openTail();
+  await addEvents(client, aggregates(3));
+  const followers = Array.from({ length: 1_000 }, () => follow(tail, START));
+  await vi.waitFor(() => expect(followers.every(({ got }) => got.length === 3)).toBe(true), soon);
+  expect(tail.followers).toBe(1_000);
+  for (const { leave } of followers) leave();
+  await Promise.all(followers.map(({ ended }) => ended));
+  expect(tail.followers).toBe(0);
+  const read = vi.spyOn(db, "read");
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(read).not.toHaveBeenCalled();
+  const again = follow(tail, START);
+  await vi.waitFor(() => expect(again.got).toHaveLength(3), soon);
+  expect(failures).toEqual([]);
+});

@@ -1,0 +1,176 @@
+/** The live top: who watches gets the answer, and then each change of it; nothing is left behind when they go. */
+import { randomUUIDv7 } from "node:crypto";
+import { beforeAll, expect, onTestFinished, test, vi } from "vitest";
+import { RankingService } from "../../gen/shop/v1/ranking_pb.ts";
+import { Ranking } from "../../src/ranking/ranking.service.ts";
+import type { Top } from "../../src/ranking/top.ts";
+import { RankingWatch } from "../../src/ranking/watch.ts";
+import { connect, open } from "../db/harness.ts";
+import { GrpcClient } from "../exact/clients.ts";
+import { clientsOf, fresh, newUser, newVariant, serverOn, tokenOf } from "../exact/shop.ts";
+import { connectClient, grpcClient } from "../rpc/clients.ts";
+import { createDatabase } from "../support/database.ts";
+
+const soon = { timeout: 10_000, interval: 10 };
+const HOUR = 3_600_000;
+/** In the middle of an hour. */
+const NOW = new Date("2026-11-27T12:30:00Z");
+
+let token: string;
+beforeAll(async () => {
+  token = await tokenOf();
+});
+
+async function openRanking(now = NOW) {
+  const url = await createDatabase();
+  const clock = { now };
+  const { db } = await open(url, { clock: () => clock.now });
+  const client = await connect(url);
+  const ranking = new Ranking(db);
+  const failures: unknown[] = [];
+  const watching = new RankingWatch(
+    (query) => ranking.top(query),
+    (error) => failures.push(error),
+  );
+  const product = async (name: string): Promise<string> => {
+    const id = randomUUIDv7();
+    await client.query("insert into product values ($1, $2, '', now(), now(), 1)", [id, name]);
+    await client.query(
+      "insert into variant (id, product_id, position, product_name, name, price, stock) values ($1, $1, 1, $2, 'one', 1, 1)",
+      [id, name],
+    );
+    return id;
+  };
+  const sell = async (id: string, quantity: number, hoursAgo = 0): Promise<void> => {
+    const hour = new Date(Math.floor(now.getTime() / HOUR) * HOUR - hoursAgo * HOUR);
+    await client.query(
+      `insert into ranking_bucket (variant_id, hour, product_id, quantity) values ($1, $2, $1, $3)
+         on conflict (variant_id, hour) do update set quantity = ranking_bucket.quantity + excluded.quantity`,
+      [id, hour, quantity],
+    );
+  };
+  return { clock, ranking, watching, failures, product, sell };
+}
+
+/** Somebody who watches, with what they have got so far. */
+function watch(watching: RankingWatch, limit = 5, days = 3) {
+  const leaving = new AbortController();
+  const got: Top[] = [];
+  const ended = (async () => {
+    for await (const top of watching.watch({ days, limit, byVariant: false }, leaving.signal)) got.push(top);
+  })();
+  onTestFinished(async () => {
+    leaving.abort();
+    await ended;
+  });
+  return { got, leave: () => leaving.abort(), ended };
+}
+
+const unitsOf = ({ products }: Top) => products.map(({ productName, unitsSold }) => `${productName} ${unitsSold}`);
+
+test("the answer at once, and again when it has changed, to each who watches", async () => {
+  const { watching, product, sell } = await openRanking();
+  const [a, b] = [await product("a"), await product("b")];
+  const first = watch(watching);
+  await vi.waitFor(() => expect(first.got.map(unitsOf)).toEqual([[]]), soon);
+  await sell(a, 2);
+  await vi.waitFor(() => expect(first.got.map(unitsOf)).toEqual([[], ["a 2"]]), soon);
+  const second = watch(watching);
+  await vi.waitFor(() => expect(second.got.map(unitsOf)).toEqual([["a 2"]]), soon);
+  await sell(b, 3);
+  await vi.waitFor(() => expect(second.got.map(unitsOf)).toEqual([["a 2"], ["b 3", "a 2"]]), soon);
+  await vi.waitFor(() => expect(first.got.at(-1)).toEqual(second.got.at(-1)), soon);
+});
+
+test("a change below the limit is none", async () => {
+  const { watching, product, sell } = await openRanking();
+  const [a, b] = [await product("a"), await product("b")];
+  await sell(a, 5);
+  const [one, two] = [watch(watching, 1), watch(watching, 2)];
+  await vi.waitFor(() => expect([one.got.length, two.got.length]).toEqual([1, 1]), soon);
+  await sell(b, 1);
+  await vi.waitFor(() => expect(two.got.map(unitsOf)).toEqual([["a 5"], ["a 5", "b 1"]]), soon);
+  expect(one.got).toHaveLength(1);
+});
+
+test("ties are ordered by id, and the hour in which the time began counts as a whole, to the millisecond", async () => {
+  const { clock, ranking, product, sell } = await openRanking();
+  const ids = [await product("first"), await product("second"), await product("third")];
+  await sell(ids[2] as string, 4);
+  await sell(ids[0] as string, 4);
+  await sell(ids[1] as string, 4, 24);
+  const top = async () =>
+    (await ranking.top({ days: 1, limit: 5, byVariant: false })).products.map((it) => it.productName);
+  expect(await top()).toEqual(["first", "second", "third"]);
+  // 24 hours back from 12:59:59.999 is in the hour of the sale; from 13:00 it no longer is.
+  clock.now = new Date("2026-11-27T12:59:59.999Z");
+  expect(await top()).toEqual(["first", "second", "third"]);
+  clock.now = new Date("2026-11-27T13:00:00Z");
+  expect(await top()).toEqual(["first", "third"]);
+});
+
+test("an answer changes by the time alone", async () => {
+  const { clock, watching, product, sell } = await openRanking();
+  await sell(await product("a"), 1, 24);
+  const watcher = watch(watching, 5, 1);
+  await vi.waitFor(() => expect(watcher.got.map(unitsOf)).toEqual([["a 1"]]), soon);
+  clock.now = new Date("2026-11-27T13:00:00Z");
+  await vi.waitFor(() => expect(watcher.got.map(unitsOf)).toEqual([["a 1"], []]), soon);
+});
+
+test("one query serves all who watch the same, and none is left when they have gone", async () => {
+  const { ranking, watching, failures } = await openRanking();
+  const top = vi.spyOn(ranking, "top");
+  const watchers = Array.from({ length: 1_000 }, () => watch(watching));
+  await vi.waitFor(() => expect(watchers.every(({ got }) => got.length === 1)).toBe(true), soon);
+  expect(watching.watchers).toBe(1_000);
+  expect(top.mock.calls.length).toBeLessThan(20);
+  for (const { leave } of watchers) leave();
+  await Promise.all(watchers.map(({ ended }) => ended));
+  expect(watching.watchers).toBe(0);
+  // The query that was under way may still end; no other one comes.
+  await new Promise((resolve) => setTimeout(resolve, 700));
+  top.mockClear();
+  await new Promise((resolve) => setTimeout(resolve, 700));
+  expect(top).not.toHaveBeenCalled();
+  expect(failures).toEqual([]);
+});
+
+test("who reads slowly gets the latest answer, and not each that there was", async () => {
+  const { watching, product, sell } = await openRanking();
+  const a = await product("a");
+  const slow = watching.watch({ days: 3, limit: 5, byVariant: false }, AbortSignal.timeout(20_000));
+  expect(unitsOf((await slow.next()).value as Top)).toEqual([]);
+  const quick = watch(watching);
+  for (let sold = 1; sold <= 3; sold += 1) {
+    await sell(a, 1);
+    await vi.waitFor(() => expect(unitsOf(quick.got.at(-1) as Top)).toEqual([`a ${sold}`]), soon);
+  }
+  expect(unitsOf((await slow.next()).value as Top)).toEqual(["a 3"]);
+  await slow.return();
+});
+
+test("a purchase on one process shows in the streams of another one, through both doors", async () => {
+  const url = await createDatabase();
+  const [selling, showing] = [await serverOn(url), await serverOn(url)];
+  const seller = new GrpcClient(selling, token);
+  const doors = [grpcClient(showing.grpcPort), connectClient(showing.httpPort)];
+  onTestFinished(async () => {
+    for (const client of [seller, ...doors]) client.close();
+    await Promise.all([selling.stop(), showing.stop()]);
+  });
+  const shop = clientsOf(seller.transport);
+  const variantId = await newVariant(shop, {}, 10n, 100);
+  const userId = await newUser(shop, 1_000n);
+  const streams = doors.map((door) =>
+    door.stream(RankingService.method.watchTopProducts, {}, { token })[Symbol.asyncIterator](),
+  );
+  for (const stream of streams) expect((await stream.next()).value?.products).toEqual([]);
+  const began = performance.now();
+  await shop.orders.checkout({ requestId: fresh(), userId, lines: [{ variantId, quantity: 3 }] });
+  for (const stream of streams) {
+    expect((await stream.next()).value?.products).toMatchObject([{ rank: 1, unitsSold: 3n }]);
+    await stream.return?.();
+  }
+  expect(performance.now() - began).toBeLessThan(5_000);
+});
