@@ -61,7 +61,8 @@ await command(async () => {
   const given = settings();
   const { url, token, days, limit, group } = given;
   const client = createClient(RankingService, createConnectTransport({ baseUrl: url, httpVersion: "1.1" }));
-  const screen = createLogUpdate(process.stdout);
+  // Redrawn in place on a terminal; elsewhere one after the other.
+  const screen = process.stdout.isTTY ? createLogUpdate(process.stdout) : console.log;
   let shown = "";
   for (;;) {
     try {

@@ -49,7 +49,7 @@ import { Payments } from "./payment/payment.service.ts";
 import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
-import { CHANNEL, dropOldBuckets, SALES } from "./ranking/projection.ts";
+import { CHANNEL, dropOldBuckets, rankedTypes, SALES } from "./ranking/projection.ts";
 import { RankingBucket } from "./ranking/ranking.entity.ts";
 import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
@@ -258,7 +258,8 @@ function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ra
   const failed = (job: string) => (error: unknown) => jobFailed(log, job, error);
   const forget = async () => {
     const before = new Date(db.now().getTime() - config.eventRetentionMs);
-    const readers = config.eventSinkUrl === "off" ? [SALES] : [SALES, SINK];
+    const sales = { name: SALES, types: rankedTypes };
+    const readers = config.eventSinkUrl === "off" ? [sales] : [sales, { name: SINK }];
     return (await db.maintain((em) => purgeEvents(em, before, PURGE_BATCH, readers))) === PURGE_BATCH;
   };
   const purge = async () => {

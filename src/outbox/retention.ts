@@ -1,24 +1,31 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
+import { type EventType, eventTypes } from "./event.entity.ts";
+
+/** Who has to have an event before it is deleted, and of which types; left out: of all. */
+export type Reader = Readonly<{ name: string; types?: readonly EventType[] }>;
 
 /** Deletes up to `limit` events older than `before` that all these readers have taken care of. Returns how many. */
 export async function purgeEvents(
   em: EntityManager,
   before: Date,
   limit: number,
-  readers: readonly string[],
+  readers: readonly Reader[],
 ): Promise<number> {
+  const marks = (values: readonly unknown[]) => values.map(() => "?").join(", ");
+  const had = readers.map(
+    ({ types = eventTypes }) =>
+      `and (e.type not in (${marks(types)})
+            or (e.xid, e.id) <= (select r.xid, r.event_id from event_reader r where r.name = ?))`,
+  );
   const deleted = await em.execute(
     // Their ids begin with the time in milliseconds, so the primary key finds the oldest.
     `delete from event where id in (
        select e.id from event e
-        where e.id < ?::uuid
-          and not exists (
-            select from event_reader r
-             where r.name in (${readers.map(() => "?").join(", ")}) and (r.xid, r.event_id) < (e.xid, e.id))
+        where e.id < ?::uuid ${had.join(" ")}
           and not exists (select from event_undelivered u where u.aggregateid = e.aggregateid and u.event_id = e.id)
         order by e.id limit ?
         for update skip locked) returning id`,
-    [firstIdAt(before), ...readers, limit],
+    [firstIdAt(before), ...readers.flatMap(({ name, types = eventTypes }) => [...types, name]), limit],
   );
   return deleted.length;
 }

@@ -1,5 +1,6 @@
 /** How events become buckets of hours. */
 import type { EntityManager } from "@mikro-orm/postgresql";
+import type { EventType } from "../outbox/event.entity.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
 /** Its row in `event_reader`. */
@@ -10,7 +11,8 @@ export const CHANNEL = "doorbuster_ranking";
 const BUCKETS_KEPT_DAYS = 31;
 
 /** The events that the ranking is made of; there is an index of them alone. */
-export const RANKED = "e.type in ('order.paid', 'order.cancelled')";
+export const rankedTypes = ["order.paid", "order.cancelled"] as const satisfies readonly EventType[];
+export const RANKED = `e.type in (${rankedTypes.map((type) => `'${type}'`).join(", ")})`;
 
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
