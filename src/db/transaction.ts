@@ -31,6 +31,21 @@ const SETTINGS: Statement = { name: "settings", text: `select ${set.join(", ")}`
 /** For those who all need a row that is locked. */
 const PATIENT = "set local lock_timeout = '1s'";
 
+/**
+ * For a transaction that has its locks. It got its number with the first of them, and may have waited for transactions with
+ * later ones. What it writes from here on can be put behind everything that was committed by now: `doorbuster.after` is
+ * that number. Where two set it one after the other, the savepoint makes the second one later: under it, the first takes a
+ * number that is greater than its own setting, and ends with it.
+ */
+const LOCKED: readonly (Statement | string)[] = [
+  "savepoint locked",
+  {
+    name: "after",
+    text: "select set_config('doorbuster.after', pg_snapshot_xmax(pg_current_snapshot())::text, true)",
+    values: [],
+  },
+];
+
 /** A setting of the session that is taken back with the transaction that has made it. */
 const STORED = "doorbuster.stored";
 
@@ -126,7 +141,7 @@ export class Transactions {
       const { touches, answers } = touchesOf(batch);
       await rows.loadLocked(session, touches, answers, [BEGIN, SETTINGS, ...(patient ? [PATIENT] : [])]);
       const outcomes = batch.map((pending) => decide(pending, rows));
-      await session.send([...rows.changes(), "commit"]);
+      await session.send([...LOCKED, ...rows.changes(), "commit"]);
       return outcomes;
     });
   }

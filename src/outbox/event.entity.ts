@@ -20,6 +20,9 @@ export type EventType = (typeof eventTypes)[number];
 /** Plain JSON; amounts as decimal strings, times as RFC 3339. */
 export type Payload = { readonly [key: string]: string | number | boolean | null | Payload | readonly Payload[] };
 
+/** As Postgres writes it down. */
+const XID = "GREATEST(pg_current_xact_id(), (NULLIF(current_setting('doorbuster.after'::text, true), ''::text))::xid8)";
+
 const schema = defineEntity({
   name: "Event",
   tableName: "event",
@@ -32,9 +35,10 @@ const schema = defineEntity({
     createTime: p.datetime(),
     /**
      * The transaction that wrote it. Events are read in the order of (xid, id), and only those of transactions older than
-     * every running one: so none can appear behind a position that was read already.
+     * every running one: so none can appear behind a position that was read already. A transaction that has waited for locks
+     * may be older than one that it has waited for: its events come behind those that were there when it had the locks.
      */
-    xid: p.string().columnType("xid8").defaultRaw("pg_current_xact_id()").hydrate(false),
+    xid: p.string().columnType("xid8").defaultRaw(XID).hydrate(false),
   },
   indexes: [
     { properties: ["xid", "id"] },
