@@ -187,7 +187,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
     routes: [
       ...routesOf(config, db, orders),
       route(RankingService, rankingHandler(ranking, watching)),
-      route(EventService, eventHandler(new EventFeed(tail))),
+      route(EventService, eventHandler(new EventFeed(db, tail))),
     ],
     verifier: createVerifier(secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" }, {
       issuer: config.jwtIssuer,

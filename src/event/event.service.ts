@@ -1,6 +1,8 @@
+import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import type { EventType } from "../outbox/event.entity.ts";
 import { type Position, START, type StoredEvent } from "../outbox/feed.ts";
+import { isPurged } from "../outbox/retention.ts";
 import type { EventTail } from "../outbox/tail.ts";
 
 export type { EventType, StoredEvent };
@@ -12,9 +14,11 @@ const LATEST = "latest";
 
 /** What has happened, to whoever keeps up with it. */
 export class EventFeed {
+  readonly #db: Database;
   readonly #tail: EventTail;
 
-  constructor(tail: EventTail) {
+  constructor(db: Database, tail: EventTail) {
+    this.#db = db;
     this.#tail = tail;
   }
 
@@ -22,10 +26,13 @@ export class EventFeed {
    * The events behind a position ("" is from the first one kept, `latest` from now on), of these types or of all, and then
    * those that happen, until `signal` fires.
    *
-   * @throws DomainError POSITION_INVALID
+   * @throws DomainError POSITION_INVALID; POSITION_EXPIRED when events behind it are no longer kept
    */
   async *stream(after: string, types: readonly EventType[], signal: AbortSignal): AsyncGenerator<Events, void> {
     const from = after === LATEST ? undefined : positionOf(after);
+    if (from && after !== "" && (await this.#db.read((em) => isPurged(em, from)))) {
+      throw new DomainError("POSITION_EXPIRED", "events behind this position are no longer kept");
+    }
     for await (const { events, position } of this.#tail.follow(from, types, signal)) {
       yield { events, position: textOf(position) };
     }

@@ -1,5 +1,9 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import { type EventType, eventTypes } from "./event.entity.ts";
+import type { Position } from "./feed.ts";
+
+/** The row of `event_reader` that says how far events have been deleted. */
+const PURGED = "purged";
 
 /** Who has to have an event before it is deleted, and of which types; left out: of all. */
 export type Reader = Readonly<{ name: string; types?: readonly EventType[] }>;
@@ -17,17 +21,31 @@ export async function purgeEvents(
       `and (e.type not in (${marks(types)})
             or (e.xid, e.id) <= (select r.xid, r.event_id from event_reader r where r.name = ?))`,
   );
-  const deleted = await em.execute(
+  const [row] = await em.execute<{ deleted: number }[]>(
     // Their ids begin with the time in milliseconds, so the primary key finds the oldest.
-    `delete from event where id in (
+    `with deleted as (delete from event where id in (
        select e.id from event e
         where e.id < ?::uuid ${had.join(" ")}
           and not exists (select from event_undelivered u where u.aggregateid = e.aggregateid and u.event_id = e.id)
         order by e.id limit ?
-        for update skip locked) returning id`,
+        for update skip locked) returning xid, id),
+     last as (select xid, id from deleted order by xid desc, id desc limit 1),
+     noted as (
+       update event_reader r set xid = last.xid, event_id = last.id from last
+        where r.name = '${PURGED}' and (r.xid, r.event_id) < (last.xid, last.id))
+     select count(*)::int as deleted from deleted`,
     [firstIdAt(before), ...readers.flatMap(({ name, types = eventTypes }) => [...types, name]), limit],
   );
-  return deleted.length;
+  return row?.deleted ?? 0;
+}
+
+/** Whether events behind a position have been deleted, so that who goes on from there would miss some. */
+export async function isPurged(em: EntityManager, { xid, id }: Position): Promise<boolean> {
+  const rows = await em.execute(
+    `select from event_reader where name = '${PURGED}' and (xid, event_id) > (?::xid8, ?::uuid)`,
+    [xid, id],
+  );
+  return rows.length > 0;
 }
 
 /** The smallest UUIDv7 of a millisecond. */

@@ -6,8 +6,9 @@ import { eventsAfter, isBehind, newestPosition, type Position, type StoredEvent 
 
 /** How many of the newest events are kept in memory for those who follow them. */
 const KEPT = 2_000;
-/** How many events are read, and sent, at a time. */
+/** How many events are read, and sent, at a time; and how many characters of payload, after which no further one is sent. */
 const PAGE = 100;
+const PAGE_TEXT = 32_768;
 /** How often new events are looked for while somebody follows, in milliseconds. */
 const POLL_INTERVAL = 100;
 
@@ -52,12 +53,14 @@ export class EventTail {
     if (this.#followers === 1) this.#poll();
     try {
       let position = after ?? (await this.#db.read(newestPosition));
+      // Of large events fewer are read at a time.
+      let limit = PAGE;
       while (!signal.aborted) {
         const seen = this.#bell.rings;
-        const page = this.#fromMemory(position) ?? (await this.#fromTable(position));
+        const page = this.#fromMemory(position) ?? (await this.#fromTable(position, limit));
         const events = wanted.size > 0 ? page.events.filter(({ type }) => wanted.has(type)) : page.events;
         const moved = page.position !== position;
-        ({ position } = page);
+        ({ position, limit } = page);
         if (events.length > 0) yield { events, position };
         else if (!moved) await this.#bell.wait(seen, signal);
       }
@@ -67,15 +70,15 @@ export class EventTail {
     }
   }
 
-  #fromMemory(position: Position): EventPage | undefined {
+  #fromMemory(position: Position): Page | undefined {
     if (!this.#from || isBehind(this.#from, position)) return undefined;
     let at = this.#kept.length;
     while (at > 0 && isBehind(this.#kept[at - 1] as StoredEvent, position)) at -= 1;
     return pageOf(this.#kept.slice(at, at + PAGE), position);
   }
 
-  async #fromTable(position: Position): Promise<EventPage> {
-    return pageOf(await this.#db.read((em) => eventsAfter(em, position, PAGE)), position);
+  async #fromTable(position: Position, limit: number): Promise<Page> {
+    return pageOf(await this.#db.read((em) => eventsAfter(em, position, limit)), position);
   }
 
   #poll(): void {
@@ -111,7 +114,18 @@ export class EventTail {
   }
 }
 
-function pageOf(events: readonly StoredEvent[], before: Position): EventPage {
-  const last = events.at(-1);
-  return { events, position: last ? { xid: last.xid, id: last.id } : before };
+/** `limit`: how many events of this size to read the next time. */
+type Page = EventPage & Readonly<{ limit: number }>;
+
+/** As many of these events as go together. Who does not read has one page of its own in memory. */
+function pageOf(events: readonly StoredEvent[], before: Position): Page {
+  let [count, text] = [0, 0];
+  for (const { payload } of events) {
+    if (text >= PAGE_TEXT) break;
+    text += payload.length;
+    count += 1;
+  }
+  const last = events[count - 1];
+  const limit = Math.min(PAGE, Math.ceil((PAGE_TEXT * count) / Math.max(1, text)) + 1);
+  return { events: events.slice(0, count), position: last ? { xid: last.xid, id: last.id } : before, limit };
 }

@@ -32,6 +32,7 @@ const codes = {
   PAYMENT_NOT_REFUNDABLE: Code.FailedPrecondition,
   TOTAL_CHANGED: Code.FailedPrecondition,
   PAYMENT_DECLINED: Code.FailedPrecondition,
+  POSITION_EXPIRED: Code.FailedPrecondition,
   COUPON_SOLD_OUT: Code.ResourceExhausted,
   OVERLOADED: Code.ResourceExhausted,
   RATE_LIMITED: Code.ResourceExhausted,

@@ -2,9 +2,11 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
+import { EventFeed, type Events } from "../../src/event/event.service.ts";
 import { httpSink } from "../../src/outbox/http-sink.ts";
 import { Relay } from "../../src/outbox/relay.ts";
 import { purgeEvents, type Reader } from "../../src/outbox/retention.ts";
+import { EventTail } from "../../src/outbox/tail.ts";
 import { connect, open } from "../db/harness.ts";
 import { GrpcClient } from "../exact/clients.ts";
 import { clientsOf, fresh, newUser, newVariant, serverOn, tokenOf } from "../exact/shop.ts";
@@ -73,6 +75,13 @@ describe("npm run events", () => {
 
 test("events are kept as long as wanted, and longer while somebody has not got them", async () => {
   const { db, receiver, client, runUntil } = await openRelay();
+  const failures: unknown[] = [];
+  const feed = new EventFeed(db, new EventTail(db, (error) => failures.push(error)));
+  const next = async (after: string) => {
+    const stream = feed.stream(after, [], AbortSignal.timeout(10_000));
+    const { value } = await stream.next().finally(() => stream.return());
+    return value as Events;
+  };
   const [sick = "", ...healthy] = aggregates(4);
   receiver.behave = (event, response) => response.writeHead(event.subject === sick ? 422 : 204).end();
   await addEvents(client, [sick, ...healthy]);
@@ -82,6 +91,8 @@ test("events are kept as long as wanted, and longer while somebody has not got t
   const left = async () => (await client.query("select from event")).rows.length;
   // Nobody has delivered them, and nobody has counted them.
   expect(await purge(1, sink)).toBe(0);
+  const { events, position } = await next("");
+  expect(events).toHaveLength(4);
   await runUntil(() => expect(receiver.tried).toHaveLength(4));
   expect(await purge(-1, sink)).toBe(0);
   expect(await purge(1, sink, { name: "sales" })).toBe(0);
@@ -90,6 +101,12 @@ test("events are kept as long as wanted, and longer while somebody has not got t
   // Whoever counts sales has no need of them.
   expect(await purge(1, sink, { name: "sales", types: ["order.paid"] })).toBe(3);
   expect((await client.query("select aggregateid from event")).rows).toEqual([{ aggregateid: sick }]);
+  // Who had them goes on; who had not is told, and not left with a gap; who begins gets what there is.
+  await addEvents(client, [sick], 9);
+  expect((await next(position)).events.map(({ payload }) => payload)).toEqual(['{"n": 9}']);
+  const first = Buffer.from(`${events[0]?.xid}:${events[0]?.id}`).toString("base64url");
+  await expect(next(first)).rejects.toMatchObject({ reason: "POSITION_EXPIRED" });
+  expect((await next("")).events[0]?.aggregateid).toBe(sick);
 });
 
 describe("npm run watch", () => {

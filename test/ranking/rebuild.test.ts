@@ -51,6 +51,7 @@ test("npm run ranking -- rebuild", async () => {
   await rankingCaughtUp(database);
   expect(await buckets()).toEqual(live);
   expect((await database.query("select name from event_reader order by name")).rows).toEqual([
+    { name: "purged" },
     { name: "sales" },
     { name: "sink" },
   ]);
