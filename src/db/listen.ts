@@ -6,6 +6,8 @@ const LONGEST_PAUSE = 10_000;
 /** How often it is asked whether the database is still there: a connection may die without a word. */
 const PROBE_INTERVAL = 30_000;
 
+const SETTINGS = { application_name: "doorbuster listen", keepAlive: true, connectionTimeoutMillis: 5_000 };
+
 /** One connection that hears what is notified, for the whole process. */
 export interface Listener {
   stop(): Promise<void>;
@@ -19,10 +21,12 @@ export function listen(url: string, channel: string, heard: () => void, onError:
   let client: Client | undefined;
   let timer: NodeJS.Timeout | undefined;
   let failures = 0;
+  /** Once for a time without a connection is enough. */
+  let told = false;
   let stopped = false;
 
   async function connect(): Promise<void> {
-    const next = new Client({ connectionString: url, application_name: "doorbuster listen", keepAlive: true });
+    const next = new Client({ connectionString: url, ...SETTINGS });
     client = next;
     next.on("notification", () => heard());
     next.on("error", () => {});
@@ -31,12 +35,13 @@ export function listen(url: string, channel: string, heard: () => void, onError:
       await next.connect();
       await next.query(`listen ${channel}`);
     } catch (error) {
-      // Once for a time without a connection is enough.
-      if (failures === 0 && !stopped) onError(error);
+      if (!told && !stopped) onError(error);
+      told = true;
       again(next);
       return;
     }
     failures = 0;
+    told = false;
     heard();
     timer = setTimeout(() => void probe(next), PROBE_INTERVAL);
   }

@@ -32,7 +32,9 @@ export function httpSink(url: URL, timeoutMs: number): Sink {
   const authorization = url.username ? { authorization: `Basic ${Buffer.from(credentials).toString("base64")}` } : {};
 
   async function post(event: StoredEvent, stop: AbortSignal): Promise<Failure | undefined> {
-    const signal = AbortSignal.any([stop, AbortSignal.timeout(timeoutMs)]);
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(), timeoutMs);
+    const signal = AbortSignal.any([stop, late.signal]);
     try {
       const request: Dispatcher.RequestOptions = {
         ...target,
@@ -46,6 +48,8 @@ export function httpSink(url: URL, timeoutMs: number): Sink {
     } catch (error) {
       const message = signal.aborted ? "no answer in time" : (error as Error).message;
       return { kind: "unreachable", message };
+    } finally {
+      clearTimeout(timer);
     }
   }
   return {

@@ -177,6 +177,8 @@ export class Relay {
     if (down && failed.length === 0) this.#pause((each.find(isFailure) as Failure).message);
     if (done.length + aside.length > 0) {
       await this.#db.maintain(async (em) => {
+        // Whoever relays now may have delivered them meanwhile.
+        if (!(await claim(em, SINK, this.#owner))) throw new LeaseLost("another process relays");
         await forget(em, done);
         await setAside(em, aside);
       });

@@ -8,12 +8,17 @@ export async function createProxy(url: string) {
   const { hostname, port } = new URL(url);
   const sockets = new Set<Socket>();
   let keeping = false;
+  let refusing = false;
   let spoiled: { text: string; other: string } | undefined;
   const kept = new Map<Socket, Buffer[]>();
   /** What to do when nothing is kept any more. */
   const later: (() => void)[] = [];
   // Half open: each side ends when it has heard that the other one has.
   const server = createServer({ allowHalfOpen: true }, (client) => {
+    if (refusing) {
+      client.destroy();
+      return;
+    }
     const upstream = connectTcp({ port: Number(port), host: hostname, allowHalfOpen: true });
     for (const socket of [client, upstream]) {
       sockets.add(socket);
@@ -65,6 +70,10 @@ export async function createProxy(url: string) {
       for (const [client, data] of kept) client.write(Buffer.concat(data));
       kept.clear();
       for (const act of later.splice(0)) act();
+    },
+    /** Whether new connections are ended at once. */
+    refuse(all: boolean) {
+      refusing = all;
     },
     /** Ends all connections; new ones work again. */
     cut() {
