@@ -27,9 +27,11 @@ export function start(program: string, args: readonly string[], options: SpawnOp
 /** What modules have said and nobody has read: two messages may arrive before the first is dealt with. */
 const inboxes = new WeakMap<ChildProcess, unknown[]>();
 
-/** Starts a module of this folder with a channel to it. */
+/** Starts a module of this folder with a channel to it, which knows NaN: the quantile of nothing. */
 export function startModule(path: string, args: readonly string[] = []): ChildProcess {
-  const child = keep(fork(path, args, { execArgv: [], stdio: ["ignore", "inherit", "inherit", "ipc"] }));
+  const child = keep(
+    fork(path, args, { serialization: "advanced", execArgv: [], stdio: ["ignore", "inherit", "inherit", "ipc"] }),
+  );
   const inbox: unknown[] = [];
   inboxes.set(child, inbox);
   child.on("message", (message) => inbox.push(message));

@@ -53,7 +53,7 @@ describe("npm run bench", () => {
     rmSync(json);
     rmSync(svg);
     expect(readdirSync(scratch)).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 
   test("two processes, an overload and memory are in the table, the JSON and the chart", async () => {
     const json = join(scratch, "result.json");
@@ -79,7 +79,7 @@ describe("npm run bench", () => {
     rmSync(json);
     rmSync(svg);
     expect(readdirSync(scratch)).toEqual([]);
-  }, 120_000);
+  }, 240_000);
 
   test("a run that is interrupted stops everything that it has started", async () => {
     const main = bench("--scenario", "place-alone", "--seconds", "60");

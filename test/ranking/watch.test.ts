@@ -32,8 +32,13 @@ async function openRanking(now = NOW) {
     (query) => ranking.top(query),
     (error) => failures.push(error),
   );
+  // Ids of one millisecond come in any order.
+  const ids = Array.from({ length: 5 }, () => randomUUIDv7())
+    .sort()
+    .values();
+  /** Each one has a greater id than the one before. */
   const product = async (name: string): Promise<string> => {
-    const id = randomUUIDv7();
+    const id = ids.next().value ?? "";
     await client.query("insert into product values ($1, $2, '', now(), now(), 1)", [id, name]);
     await client.query(
       "insert into variant (id, product_id, position, product_name, name, price, stock) values ($1, $1, 1, $2, 'one', 1, 1)",
