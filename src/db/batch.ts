@@ -50,8 +50,15 @@ export type Lead = Readonly<{
   ended: Promise<void>;
 }>;
 
-/** Where a batch stands: behind which one, and whom it tells what it leaves to the next one, and when that is over. */
-export type Place = Readonly<{ ahead?: Lead | undefined; lead?: (lead: Lead | undefined) => void }>;
+/**
+ * Where a batch stands: behind which one, and whom it tells what it leaves to the next one, and when that is over. `keep`:
+ * the batch ends without some of its commands, which need the row with this key and go on apart until `ended`.
+ */
+export type Place = Readonly<{
+  ahead?: Lead | undefined;
+  lead?: ((lead: Lead | undefined) => void) | undefined;
+  keep?: ((key: string, ended: Promise<void>) => void) | undefined;
+}>;
 
 export type Outcome = { pending: Pending; result: unknown } | { pending: Pending; error: unknown };
 

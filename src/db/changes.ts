@@ -33,19 +33,21 @@ export class Tracked {
 }
 
 /**
- * The statements that write all changes, in one order everywhere, so that processes never wait in a circle: changes of
- * rows by entity and key, then new rows, those that others refer to in front, and last the rows with counters, since many
- * want them at once: they are held no longer than for their update and the COMMIT.
+ * The statements that write all changes, to be sent in this order everywhere, so that processes never wait in a circle:
+ * changes of rows by entity and key, then new rows, those that others refer to in front, and last the rows with counters,
+ * since many want them at once: they are held no longer than for their update and the COMMIT.
  */
-export function statementsOf(all: Iterable<Tracked>, isShared: (key: string) => boolean): Statement[] {
+export type Changes = Readonly<Record<"updates" | "inserts" | "counts", readonly Statement[]>>;
+
+export function changesOf(all: Iterable<Tracked>, isShared: (key: string) => boolean): Changes {
   const tables = [...Map.groupBy(all, ({ table }) => table)];
   const byName = tables.toSorted(([a], [b]) => (a.entity.name < b.entity.name ? -1 : 1));
   const byDepth = byName.toSorted(([a], [b]) => a.depth - b.depth);
-  const changesOf = (counting: boolean) =>
+  const updates = (counting: boolean) =>
     byName.flatMap(([table, rows]) =>
       table.counting === counting ? [...deletesOf(table, rows), ...updatesOf(table, rows, isShared)] : [],
     );
-  return [...changesOf(false), ...insertsOf(byDepth), ...changesOf(true)];
+  return { updates: updates(false), inserts: insertsOf(byDepth), counts: updates(true) };
 }
 
 function inOrderOfKeys(table: Table, rows: readonly Tracked[]): readonly Tracked[] {

@@ -1,11 +1,16 @@
 import { DomainError } from "../error.ts";
 
-/** The error itself and what it wraps, outermost first: the ORM and the driver both wrap. */
-function* causes(error: unknown): Generator<{ code?: unknown; message?: unknown }> {
-  let current = error;
+type Cause = Error & { code?: unknown; previous?: unknown; errors?: readonly unknown[] };
+
+/**
+ * The error itself and what it wraps, outermost first: the ORM and the driver both wrap, and a host of several addresses
+ * fails with one error for each.
+ */
+function* causes(error: unknown): Generator<Cause> {
+  let current = error as Cause | undefined;
   for (let depth = 0; depth < 5 && current instanceof Error; depth += 1) {
-    yield current as { code?: unknown };
-    current = current.cause ?? (current as { previous?: unknown }).previous;
+    yield current;
+    current = (current.cause ?? current.previous ?? current.errors?.[0]) as Cause | undefined;
   }
 }
 

@@ -12,6 +12,8 @@ import { BatchRunner } from "./runner.ts";
 import { Table } from "./table.ts";
 import type { Isolation } from "./transaction.ts";
 
+/** A row that somebody outside keeps locked does not hold up for longer, in milliseconds, those who don't need it. */
+const LOCK_TIMEOUT_MS = 250;
 /** How often the rows that a command touches may turn out to be others before its caller hears CONFLICT. */
 const MAX_PLANS = 5;
 
@@ -21,6 +23,8 @@ export type DatabaseOptions = Readonly<{
   observer?: BatchObserver;
   /** Of what is read before a decision; a test takes it away to show what it is for. */
   isolation?: Isolation;
+  /** How long a command waits for a row before those who don't need that row go on without it, in milliseconds. */
+  lockTimeoutMs?: number;
 }> &
   Pick<GroupCommitOptions, "maxBatch" | "maxRunning" | "maxQueued">;
 
@@ -32,9 +36,10 @@ export class Database {
   readonly #loader: Loader;
 
   private constructor(orm: MikroORM, pool: Pool, options: DatabaseOptions) {
-    const { clock = () => new Date(), observer = {}, isolation = "repeatable read", ...limits } = options;
+    const { clock = () => new Date(), observer = {}, isolation = "repeatable read" } = options;
+    const { lockTimeoutMs = LOCK_TIMEOUT_MS, ...limits } = options;
     const tables = tablesOf(orm);
-    const runner = new BatchRunner({ pool, tables, clock, observer, isolation });
+    const runner = new BatchRunner({ pool, tables, clock, observer, isolation, lockTimeoutMs });
     this.#orm = orm;
     this.#clock = clock;
     this.#commits = new GroupCommit({ ...limits, observer, run: (batch, place) => runner.run(batch, place) });

@@ -18,8 +18,11 @@ const overloaded = new DomainError("OVERLOADED", "too many requests are waiting"
 
 type Queued = { readonly pending: Pending; readonly keys: readonly string[]; readonly since: number };
 
-/** A batch that runs. `lead`: what it leaves to the next one, while it is being written and nobody has come behind it. */
-type Running = { lead: Lead | undefined };
+/**
+ * A batch that runs. `lead`: what it leaves to the next one, while it is being written and nobody has come behind it.
+ * `apart`: it is what is left of one, and waits for a row that somebody outside keeps locked.
+ */
+type Running = { lead: Lead | undefined; readonly apart: boolean };
 
 export type GroupCommitOptions = Readonly<{
   /** Answers all commands of a batch. */
@@ -47,6 +50,7 @@ export class GroupCommit {
   #queue: Queued[] = [];
   #running = 0;
   #slow = 0;
+  #apart = 0;
   /** So many at the head of the queue are known to wait for a running batch, and hold back who touches these rows. */
   #blocked = 0;
   readonly #heldBack = new Set<string>();
@@ -97,7 +101,7 @@ export class GroupCommit {
   async #start(batch: readonly Queued[], behind: Running | undefined): Promise<void> {
     this.#running += 1;
     const keys = batch.flatMap((queued) => queued.keys);
-    const running: Running = { lead: undefined };
+    const running: Running = { lead: undefined, apart: false };
     for (const key of keys) this.#busy.set(key, running);
     const ahead = behind?.lead;
     if (behind) behind.lead = undefined;
@@ -116,13 +120,27 @@ export class GroupCommit {
     try {
       await this.#options.run(
         batch.map(({ pending }) => pending),
-        { ahead, lead },
+        { ahead, lead, keep: (key, ended) => void this.#keep(key, ended) },
       );
     } finally {
       clearInterval(timer);
       for (const key of keys) if (this.#busy.get(key) === running) this.#busy.delete(key);
       if (slow) this.#slow -= 1;
       else this.#running -= 1;
+      this.#reconsider();
+    }
+  }
+
+  /** Whoever needs this row waits until those have ended who wait for it already; nobody else waits for these. */
+  async #keep(key: string, ended: Promise<void>): Promise<void> {
+    const rest: Running = { lead: undefined, apart: true };
+    this.#busy.set(key, rest);
+    this.#apart += 1;
+    try {
+      await ended;
+    } finally {
+      this.#apart -= 1;
+      if (this.#busy.get(key) === rest) this.#busy.delete(key);
       this.#reconsider();
     }
   }
@@ -151,6 +169,8 @@ export class GroupCommit {
       if (ahead === "wait") {
         for (const key of keys) this.#heldBack.add(key);
         this.#queue.push(queued);
+      } else if (ahead === "apart") {
+        this.#queue.push(queued);
       } else {
         behind = ahead;
         this.#options.observer.waited?.(performance.now() - queued.since);
@@ -162,8 +182,12 @@ export class GroupCommit {
     return { batch, behind };
   }
 
-  /** Behind which running batch a command with these keys may run, where its companions have to be `behind` one. */
-  #aheadOf(keys: readonly string[], behind: Running | undefined): Running | undefined | "wait" {
+  /**
+   * Behind which running batch a command with these keys may run, where its companions have to be `behind` one. `apart`: it
+   * has to wait for a row that somebody outside keeps locked, and nobody for it.
+   */
+  #aheadOf(keys: readonly string[], behind: Running | undefined): Running | undefined | "wait" | "apart" {
+    if (this.#apart > 0 && keys.some((key) => this.#busy.get(key)?.apart)) return "apart";
     let ahead = behind;
     for (const key of keys) {
       if (this.#heldBack.has(key)) return "wait";

@@ -6,7 +6,12 @@ const LONGEST_PAUSE = 10_000;
 /** How often it is asked whether the database is still there: a connection may die without a word. */
 const PROBE_INTERVAL = 30_000;
 
-const SETTINGS = { application_name: "doorbuster listen", keepAlive: true, connectionTimeoutMillis: 5_000 };
+const SETTINGS = {
+  application_name: "doorbuster listen",
+  keepAlive: true,
+  connectionTimeoutMillis: 5_000,
+  query_timeout: 10_000,
+};
 
 /** One connection that hears what is notified, for the whole process. */
 export interface Listener {
@@ -47,10 +52,13 @@ export function listen(url: string, channel: string, heard: () => void, onError:
   }
 
   async function probe(current: Client): Promise<void> {
-    const late = setTimeout(() => again(current), PROBE_INTERVAL);
-    const answered = await current.query("select 1").catch(() => undefined);
-    clearTimeout(late);
-    if (answered && current === client && !stopped) timer = setTimeout(() => void probe(current), PROBE_INTERVAL);
+    try {
+      await current.query("select 1");
+    } catch {
+      again(current);
+      return;
+    }
+    if (current === client && !stopped) timer = setTimeout(() => void probe(current), PROBE_INTERVAL);
   }
 
   function again(lost: Client): void {

@@ -1,4 +1,4 @@
-import { isFree, type Row, statementsOf, Tracked } from "./changes.ts";
+import { type Changes, changesOf, isFree, type Row, Tracked } from "./changes.ts";
 import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
 import { isLockTimeout, LockedOut } from "./conflict.ts";
 import type { ResultRows, Session } from "./session.ts";
@@ -125,8 +125,8 @@ export class Rows implements Tx {
   }
 
   /** What writes all changes. */
-  changes(): Statement[] {
-    return statementsOf(this.#tracked.values(), (key) => !this.#exact.has(key));
+  changes(): Changes {
+    return changesOf(this.#tracked.values(), (key) => !this.#exact.has(key));
   }
 
   /** Whether counters are written that others may count at the same time. Call it after `changes`. */

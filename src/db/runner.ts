@@ -29,6 +29,8 @@ const LONGEST_PAUSE = 250;
 /** For how long a process that has met another one on its rows reckons with it, in milliseconds. */
 const STORM = 1_000;
 
+type Way = { offer?: Offer; keep?: Place["keep"]; stuck?: boolean };
+
 export type RunnerOptions = TransactionOptions & Readonly<{ observer: BatchObserver }>;
 
 export class BatchRunner {
@@ -54,14 +56,14 @@ export class BatchRunner {
   }
 
   /** Answers every command of the batch. Throws only what the observer throws. */
-  async run(batch: readonly Pending[], { ahead, lead = () => {} }: Place = {}): Promise<void> {
+  async run(batch: readonly Pending[], { ahead, lead = () => {}, keep }: Place = {}): Promise<void> {
     const { promise: ended, resolve: end } = Promise.withResolvers<void>();
     const offer: Offer = (written) => {
       if (!written?.refused || performance.now() >= this.#companyUntil) lead(written && { ...written, ended });
     };
     this.#running += 1;
     try {
-      if (!ahead || !(await this.#runBehind(batch, ahead, offer))) await this.#run(batch, offer);
+      if (!ahead || !(await this.#runBehind(batch, ahead, offer))) await this.#run(batch, { offer, keep });
     } finally {
       this.#running -= 1;
       end();
@@ -85,7 +87,7 @@ export class BatchRunner {
   }
 
   /** `stuck`: all of them need a row that somebody keeps locked. */
-  async #run(given: readonly Pending[], offer: Offer = () => {}, stuck = false): Promise<void> {
+  async #run(given: readonly Pending[], { offer = () => {}, keep = () => {}, stuck = false }: Way = {}): Promise<void> {
     const start = performance.now();
     let lockWaits = 0;
     for (let attempt = 1; ; attempt += 1) {
@@ -102,11 +104,12 @@ export class BatchRunner {
         if (error instanceof LockedOut) {
           const needs = ({ touches }: Pending) => touches.some(({ id }) => id === error.key);
           const [waiting, others] = [batch.filter(needs), batch.filter((pending) => !needs(pending))];
-          if (!stuck || others.length > 0) return this.#part(waiting, others, error);
+          if (!stuck || others.length > 0) return this.#part(waiting, others, error, keep);
           lockWaits += 1;
         }
         // Some command of the batch causes it each time: the others need not wait for that one.
-        const again = !stuck && isTaken(error) && attempt >= MAX_DUPLICATES && batch.length > 1;
+        const stillLocked = error instanceof LockedOut;
+        const again = !stillLocked && isTaken(error) && attempt >= MAX_DUPLICATES && batch.length > 1;
         const last = lockWaits === MAX_LOCK_WAITS || attempt >= MAX_ATTEMPTS;
         if (isConflict(error) && !last && !again) {
           this.#observer.conflicted?.({ size: batch.length, attempt });
@@ -115,7 +118,7 @@ export class BatchRunner {
           await delay(Math.random() * Math.min(FIRST_PAUSE * 2 ** attempt, LONGEST_PAUSE));
           continue;
         }
-        if (batch.length === 1 || stuck || isUnavailable(error)) {
+        if (batch.length === 1 || stillLocked || isUnavailable(error)) {
           for (const pending of batch) pending.reject(failureOf(error));
           return;
         }
@@ -131,20 +134,26 @@ export class BatchRunner {
   }
 
   /**
-   * Goes on without those who need a row that somebody keeps locked. These wait apart, like another process, and hold up
-   * nobody: they are passed by those who came later, also on rows that they have in common.
+   * Goes on without those who need a row that somebody keeps locked. These wait apart, like another process, and keep
+   * nothing from anybody but that row: they are passed by those who came later, also on other rows that they share.
    */
-  async #part(waiting: readonly Pending[], others: readonly Pending[], cause: LockedOut): Promise<void> {
+  async #part(
+    waiting: readonly Pending[],
+    others: readonly Pending[],
+    cause: LockedOut,
+    keep: Way["keep"],
+  ): Promise<void> {
     const size = waiting.length + others.length;
     if (others.length > 0) this.#observer.split?.({ size, cause });
     else this.#observer.conflicted?.({ size, attempt: 1 });
-    const wait = () => this.#run(waiting, undefined, true);
+    const wait = () => this.#run(waiting, { keep, stuck: true });
     const apart = this.#apart < this.#maxApart;
     if (apart) {
       this.#apart += 1;
-      void wait().finally(() => {
+      const ended = wait().finally(() => {
         this.#apart -= 1;
       });
+      keep?.(cause.key, ended);
     }
     if (others.length > 0) await this.#run(others);
     if (!apart) await wait();

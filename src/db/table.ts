@@ -119,7 +119,8 @@ export class Table {
 
   /**
    * New rows of several tables, in this order: in one statement, which costs less than one for each, when they often come
-   * together.
+   * together. Of such a statement Postgres runs the main query first, and then the last of the others, up to the first one;
+   * keys are taken in the same order either way, so that processes never wait for each other's in a circle.
    */
   static insert(parts: readonly Readonly<{ table: Table; rows: readonly Row[] }>[]): Statement[] {
     const name = `insert ${parts.map(({ table }) => table.#name)}`;
@@ -129,18 +130,18 @@ export class Table {
       if (times < COMMON || inserts.size >= MAX_INSERTS) return parts.flatMap((part) => Table.insert([part]));
     }
     const written = parts.map(({ table }) => table.#columns.filter(isWritable));
-    let first = 1;
-    const text = () =>
-      parts
-        .map(({ table }, index) => {
-          const columns = written[index] ?? [];
-          const fields = columns.map(({ field }) => field).join(", ");
-          const insert = `insert into ${table.#name} (${fields}) select ${unnested(columns, first).join(", ")}`;
-          first += columns.length;
-          if (index === parts.length - 1) return `${insert} where ${ONLY_BEGUN}`;
-          return `${index === 0 ? "with " : ""}i${index} as (${insert})${index === parts.length - 2 ? "" : ","}`;
-        })
-        .join(" ");
+    const text = () => {
+      let first = 1;
+      const [main, ...others] = parts.map(({ table }, index) => {
+        const columns = written[index] ?? [];
+        const fields = columns.map(({ field }) => field).join(", ");
+        const insert = `insert into ${table.#name} (${fields}) select ${unnested(columns, first).join(", ")}`;
+        first += columns.length;
+        return insert;
+      });
+      const named = others.map((insert, index) => `i${index} as (${insert})`).reverse();
+      return `${named.length > 0 ? `with ${named.join(", ")} ` : ""}${main} where ${ONLY_BEGUN}`;
+    };
     const values = parts.flatMap(({ rows }, index) => valuesOf(written[index] ?? [], rows));
     return [{ ...prepared(inserts, name, text), values }];
   }

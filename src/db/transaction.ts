@@ -14,7 +14,7 @@ export type Isolation = "repeatable read" | "read committed";
 /**
  * For one transaction. Rows are always found by index: a plan made while a table is empty would read it from end to end,
  * and being prepared it would do so until somebody analyses the table. Nested loops also keep updates in the order of
- * their keys. And a row that somebody outside keeps locked does not hold up for long those who don't need it.
+ * their keys.
  */
 const settings = {
   enable_seqscan: "off",
@@ -22,37 +22,37 @@ const settings = {
   enable_mergejoin: "off",
   // Planning anew would find the same plan, for a twentieth of what a batch costs Postgres.
   plan_cache_mode: "force_generic_plan",
-  lock_timeout: "250ms",
   idle_in_transaction_session_timeout: "30s",
 };
-const set = Object.entries(settings).map(([name, value]) => `set_config('${name}', '${value}', true)`);
-const SETTINGS: Statement = { name: "settings", text: `select ${set.join(", ")}`, values: [] };
+const setting = ([name, value]: readonly [string, string]) => `set_config('${name}', '${value}', true)`;
 
 /** For those who all need a row that is locked. */
 const PATIENT = "set local lock_timeout = '1s'";
 
 /**
- * For a transaction that has its locks. It got its number with the first of them, and may have waited for transactions with
- * later ones. What it writes from here on can be put behind everything that was committed by now: `doorbuster.after` is
+ * Around what a transaction adds that has its locks. It got its number with the first of them, and may have waited for
+ * transactions with later ones. What it adds can be put behind everything that was committed by now: `doorbuster.after` is
  * that number. Where two set it one after the other, the savepoint makes the second one later: under it, the first takes a
- * number that is greater than its own setting, and ends with it.
+ * number that is greater than its own setting. Nothing else is written under it: a row that the transaction has locked
+ * under one number and changed under another needs a MultiXact.
  */
-const LOCKED: readonly (Statement | string)[] = [
-  "savepoint locked",
-  {
-    name: "after",
-    text: "select set_config('doorbuster.after', pg_snapshot_xmax(pg_current_snapshot())::text, true)",
-    values: [],
-  },
-];
+const AFTER: Statement = {
+  name: "after",
+  text: "select set_config('doorbuster.after', pg_snapshot_xmax(pg_current_snapshot())::text, true)",
+  values: [],
+};
+const added = (inserts: readonly Statement[]) =>
+  inserts.length > 0 ? ["savepoint added", AFTER, ...inserts, "release savepoint added"] : [];
 
 /** A setting of the session that is taken back with the transaction that has made it. */
 const STORED = "doorbuster.stored";
 
-/** The same, and leaves a mark of the transaction, for a proof of it. */
-function marked(mark: string): Statement {
-  const text = `select ${[`set_config('${STORED}', $1, false)`, ...set].join(", ")} where ${ONLY_BEGUN}`;
-  return { name: "marked", text, values: [mark] };
+/** What makes the settings, alone or with a mark of the transaction, for a proof of it. */
+function settingsOf(lockTimeoutMs: number) {
+  const set = [...Object.entries(settings), ["lock_timeout", `${lockTimeoutMs}ms`] as const].map(setting).join(", ");
+  const alone: Statement = { name: "settings", text: `select ${set}`, values: [] };
+  const text = `select set_config('${STORED}', $1, false), ${set} where ${ONLY_BEGUN}`;
+  return { alone, marked: (mark: string): Statement => ({ name: "marked", text, values: [mark] }) };
 }
 
 /**
@@ -71,6 +71,8 @@ export type TransactionOptions = Readonly<{
   clock: () => Date;
   /** Of what an optimistic transaction reads. Several entities are read in one moment; a test takes that away. */
   isolation: Isolation;
+  /** How long a row is waited for, but by those who are patient, in milliseconds. */
+  lockTimeoutMs: number;
 }>;
 
 /** What a batch leaves to the next one, from when on it may be taken up, and undefined when it is over. */
@@ -81,9 +83,11 @@ export type Attempt = { outcomes: Outcome[]; company: boolean };
 
 export class Transactions {
   readonly #options: TransactionOptions;
+  readonly #settings: ReturnType<typeof settingsOf>;
 
   constructor(options: TransactionOptions) {
     this.#options = options;
+    this.#settings = settingsOf(options.lockTimeoutMs);
   }
 
   /**
@@ -98,7 +102,7 @@ export class Transactions {
    */
   optimistic(batch: readonly Pending[], ahead: Lead | undefined, offer: Offer): Promise<Attempt> {
     const { pool, isolation } = this.#options;
-    const snapshot = [`begin isolation level ${isolation} read only`, SETTINGS];
+    const snapshot = [`begin isolation level ${isolation} read only`, this.#settings.alone];
     const work = async (session: Session): Promise<Attempt> => {
       const rows = this.#rows();
       const { touches, answers } = touchesOf(batch);
@@ -110,10 +114,12 @@ export class Transactions {
       const load = (from: Session) => rows.load(from, rest, snapshot, ["commit"]);
       if (rest.length > 0) await (ahead ? Session.run(pool, load) : load(session));
       const outcomes = batch.map((pending) => decide(pending, rows));
-      const changes = rows.changes();
+      const { updates, inserts, counts } = rows.changes();
+      const changes = [...updates, ...inserts, ...counts];
       if (changes.length === 0 && !ahead) return { outcomes, company: false };
       const mark = randomUUID();
-      const first = ahead ? [BEGIN, ahead.proof, marked(mark)] : [BEGIN, marked(mark)];
+      const marked = this.#settings.marked(mark);
+      const first = ahead ? [BEGIN, ahead.proof, marked] : [BEGIN, marked];
       const written = session.send([...first, ...changes, "commit"]);
       const lead = () => {
         // Upkeep is not in a hurry.
@@ -139,9 +145,10 @@ export class Transactions {
     return Session.run(this.#options.pool, async (session) => {
       const rows = this.#rows();
       const { touches, answers } = touchesOf(batch);
-      await rows.loadLocked(session, touches, answers, [BEGIN, SETTINGS, ...(patient ? [PATIENT] : [])]);
+      await rows.loadLocked(session, touches, answers, [BEGIN, this.#settings.alone, ...(patient ? [PATIENT] : [])]);
       const outcomes = batch.map((pending) => decide(pending, rows));
-      await session.send([...LOCKED, ...rows.changes(), "commit"]);
+      const { updates, inserts, counts } = rows.changes();
+      await session.send([...updates, ...added(inserts), ...counts, "commit"]);
       return outcomes;
     });
   }

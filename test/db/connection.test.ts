@@ -1,8 +1,10 @@
 /** The connection of a batch is lost: before its commit, and after it, when nobody has heard of it. */
 import { randomUUIDv7 } from "node:crypto";
+import net, { type LookupFunction } from "node:net";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Replayed, type Write } from "../../src/db/command.ts";
+import { isUnavailable } from "../../src/db/conflict.ts";
 import type { Database } from "../../src/db/database.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
@@ -103,6 +105,15 @@ describe("a database that takes no commands is DATABASE_UNAVAILABLE, for a batch
     const ends = await Promise.allSettled([...writesOf(db), stockOf(db, id), db.read((em) => em.count(Variant))]);
     expect(ends).toMatchObject(ends.map(() => unavailable));
     expect(seen.split).toEqual([]);
+  });
+
+  test("nobody listens on any of its addresses", async () => {
+    const addresses = ["127.0.0.1", "127.0.0.2"].map((address) => ({ address, family: 4 }));
+    const lookup: LookupFunction = (_host, _options, found) => found(null, addresses);
+    const socket = net.connect({ host: "database", port: 1, lookup, autoSelectFamily: true });
+    const error = await new Promise((resolve) => socket.once("error", resolve));
+    expect(error).toBeInstanceOf(AggregateError);
+    expect(isUnavailable(new Error("the ORM wraps it", { cause: error }))).toBe(true);
   });
 
   test("it only reads", async () => {

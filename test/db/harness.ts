@@ -22,7 +22,10 @@ export type Seen = {
 
 export type Opened = Readonly<{ db: Database; pool: Pool; seen: Seen }>;
 
-/** Opens the database as one process of the service would. Closed after the test. */
+/** What tests that hold rows for a moment count on, however slow the machine is. */
+const LOCK_TIMEOUT_MS = 5_000;
+
+/** Opens the database as one process of the service would, only more patient with locked rows. Closed after the test. */
 export async function open(url: string, options: DatabaseOptions = {}, poolSize = 4): Promise<Opened> {
   const orm = await createOrm({ url, poolSize, entities });
   onTestFinished(() => orm.close());
@@ -33,7 +36,11 @@ export async function open(url: string, options: DatabaseOptions = {}, poolSize 
     split: (batch) => void seen.split.push(batch),
     waited: (ms) => void seen.waited.push(ms),
   };
-  return { db: await Database.open(orm, { observer, ...options }), pool: await poolOf(orm), seen };
+  return {
+    db: await Database.open(orm, { observer, lockTimeoutMs: LOCK_TIMEOUT_MS, ...options }),
+    pool: await poolOf(orm),
+    seen,
+  };
 }
 
 /** A connection that is nobody's but the test's. */

@@ -5,9 +5,12 @@ import { type Command, touch } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
-import { addVariants, addWallet, callOf, hold, holdVariant, open, stockOf, takeOne } from "./harness.ts";
+import { addVariants, addWallet, callOf, hold, holdVariant, open as openPatient, stockOf, takeOne } from "./harness.ts";
 
 const url = await createDatabase();
+
+/** As impatient as the service is. */
+const open = (database: string, poolSize?: number) => openPatient(database, { lockTimeoutMs: 250 }, poolSize);
 
 /** Longer than a command waits for a locked row. */
 const TOO_LONG = 10_000;
@@ -28,9 +31,9 @@ const walletsOf = (db: Database, count: number) => Promise.all(Array.from({ leng
 
 /** How many of these are still waiting for their answer. */
 async function countOpen(answers: readonly Promise<unknown>[]): Promise<number> {
-  const waits = await Promise.all(
-    answers.map((answer) => Promise.race([answer.then(() => false), Promise.resolve(true)])),
-  );
+  const turn = new Promise<boolean>((resolve) => setImmediate(resolve, true));
+  const settled = () => false;
+  const waits = await Promise.all(answers.map((answer) => Promise.race([answer.then(settled, settled), turn])));
   return waits.filter(Boolean).length;
 }
 
@@ -67,7 +70,7 @@ describe("a wallet that is kept locked", () => {
   });
 
   test("beside more of them than may wait apart: all that can be done is done, each once", async () => {
-    const { db } = await open(url, {}, 10);
+    const { db } = await open(url, 10);
     const [hot = ""] = await addVariants(db, 1_000);
     const [locked, users] = [await walletsOf(db, 6), await walletsOf(db, 20)];
     const held = await Promise.all(locked.map(holdWallet));
@@ -91,6 +94,46 @@ describe("the hot row itself, kept locked", () => {
     await held.release();
     expect((await Promise.all(answers)).flat()).toEqual(answers.map((_, index) => 99 - index));
     expect(seen.split).toEqual([]);
+  });
+
+  test("is waited for by one transaction of a process, and then taken in the order of arrival", async () => {
+    const { db, seen } = await open(url, 10);
+    const [hot = "", other = ""] = await addVariants(db, 1_000, 1_000);
+    const held = await holdVariant(url, hot);
+    const answers: Promise<number[]>[] = [];
+    for (let round = 1; round <= 4; round += 1) {
+      for (let n = 0; n < 20; n += 1) answers.push(db.write(callOf(), takeOne([hot])));
+      if (round === 1) await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG }).toBe(2);
+      // As long as a row is waited for, others are sold; each of these takes its time.
+      for (let n = 0; n < 5; n += 1) await db.write(callOf(), takeOne([other]));
+      await held.waiting(1);
+    }
+    await held.release();
+    expect((await Promise.all(answers)).flat()).toEqual(answers.map((_, index) => 999 - index));
+  });
+
+  test("does not make all of those pay for one that the database will not take", async () => {
+    const { db, seen } = await open(url);
+    const [hot = "", own = ""] = await addVariants(db, 100, 5);
+    const held = await holdVariant(url, hot);
+    // A CHECK: only behind the lock is it found out.
+    const poisoned: Command<number[]> = {
+      touches: [hot, own].map((id) => touch(Variant, { id })),
+      decide: (tx) => {
+        tx.get(Variant, { id: hot }).take(1);
+        tx.get(Variant, { id: own }).stock = -1;
+        return [];
+      },
+    };
+    const answers = Array.from({ length: 20 }, (_, index) =>
+      db.write(callOf(), index === 7 ? poisoned : takeOne([hot])),
+    );
+    const ends = Promise.allSettled(answers);
+    await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG }).toBe(2);
+    await held.release();
+    const failed = (await ends).flatMap((end, index) => (end.status === "rejected" ? [[index, end.reason]] : []));
+    expect(failed).toEqual([[7, expect.objectContaining({ code: "23514" })]]);
+    expect(await stockOf(db, hot)).toBe(81);
   });
 
   test("for too long is CONFLICT for all at once, with advice when to come back", async () => {

@@ -20,6 +20,7 @@ test("what is committed is committed once, and answered, when the observer throw
     tables: (entity) => new Table(orm.getMetadata().get(entity)),
     clock: () => new Date(),
     isolation: "repeatable read",
+    lockTimeoutMs: 250,
     observer: {
       committed() {
         throw failure;

@@ -52,3 +52,18 @@ test("a transaction that got its number first, and then waited for another one, 
   );
   expect(order).toEqual([{ behind: true }]);
 });
+
+test("the rows of such a transaction are locked and changed under one number, without a MultiXact for each", async () => {
+  const { db } = await openLocking();
+  const [id = ""] = await addVariants(db, 10);
+  await db.write(callOf(), takeOne([id]));
+  const client = await connect(url);
+  await client.query("create extension pageinspect");
+  // 0x1000: xmax is a MultiXact. https://www.postgresql.org/docs/18/pageinspect.html
+  const { rows } = await client.query<{ changed: number; multi: number }>(
+    `select count(*) filter (where t_xmax <> '0')::int as changed, count(*) filter (where t_infomask & 4096 > 0)::int as multi
+       from generate_series(0, pg_relation_size('variant') / 8192 - 1) page,
+            heap_page_items(get_raw_page('variant', page::int))`,
+  );
+  expect(rows).toEqual([{ changed: expect.toSatisfy((count: number) => count > 0), multi: 0 }]);
+});

@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { Agent, type IncomingHttpHeaders, request } from "node:http";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { pino } from "pino";
@@ -169,5 +170,18 @@ test("a connection that a stream leaves behind does not hold up a stop", async (
   const began = performance.now();
   await server.stop(5_000);
   expect((await ended).connection).toBe("keep-alive");
+  expect(performance.now() - began).toBeLessThan(FLUSH_MS);
+});
+
+test("a connection that has never sent anything does not hold up a stop", async () => {
+  const server = await startServer({});
+  const socket = connect(server.httpPort, "127.0.0.1");
+  await once(socket, "connect");
+  const closed = once(socket, "close");
+  // An answer on another connection: the server has accepted the first one by then.
+  await callKeepingConnection(server.httpPort, "/healthz", "text/plain", "");
+  const began = performance.now();
+  await server.stop(5_000);
+  await closed;
   expect(performance.now() - began).toBeLessThan(FLUSH_MS);
 });
