@@ -44,6 +44,9 @@ async function rankingCaughtUp(admin: Client): Promise<boolean> {
 }
 
 const STORED = "select from idempotency";
+/** What calls have brought about. */
+const EFFECTS = `select from shop_order union all select from issued_coupon union all
+                 select from payment_event where cause = 'PayOrder'`;
 
 async function writingEnded(admin: Client): Promise<boolean> {
   let before = -1;
@@ -82,7 +85,7 @@ export async function audit(admin: Client, { what, done, unheard, ranked }: Expe
     if (rows > 0) broken.push(`${rows} rows break "${name}"`);
   }
   const stored = await count(admin, STORED);
-  const effects = (await count(admin, "select from shop_order")) + (await count(admin, "select from issued_coupon"));
+  const effects = await count(admin, EFFECTS);
   if (stored !== effects) broken.push(`${stored} responses are stored for ${effects} effects`);
   if (stored < done || stored > done + unheard) broken.push(`${done} writes were answered, ${stored} are stored`);
   if (broken.length > 0) throw new BrokenInvariant(`the audit after ${what} failed: ${broken.join("; ")}`);

@@ -31,6 +31,8 @@ export const RESET = -2;
 
 /** Called at the end of a call: its tag, its gRPC status, and the bytes of its message when there was one. */
 export type OnAnswer = (tag: number, status: number, message: Buffer | undefined) => void;
+/** Called with each message of a stream: the tag of its call, and the bytes. */
+export type OnMessage = (tag: number, message: Buffer) => void;
 
 type Open = { tag: number; message: Buffer | undefined };
 type Waiting = { tag: number; headers: Buffer; message: Buffer };
@@ -59,11 +61,11 @@ function settings(pairs: readonly number[]): Buffer {
   return frame(SETTINGS, 0, 0, payload);
 }
 
-/** Opens a connection to a gRPC server without TLS on this machine. */
-export async function open(port: number, onAnswer: OnAnswer): Promise<Connection> {
+/** Opens a connection to a gRPC server without TLS on this machine. With `onMessage`, its calls are streams. */
+export async function open(port: number, onAnswer: OnAnswer, onMessage?: OnMessage): Promise<Connection> {
   const socket = connect({ host: "127.0.0.1", port, noDelay: true });
   await once(socket, "connect");
-  return new Connection(socket, onAnswer);
+  return new Connection(socket, onAnswer, onMessage);
 }
 
 export class Connection {
@@ -71,6 +73,7 @@ export class Connection {
   readonly lost: Promise<never>;
   readonly #socket: Socket;
   readonly #onAnswer: OnAnswer;
+  readonly #onMessage: OnMessage | undefined;
   readonly #calls = new Map<number, Open>();
   readonly #out = Buffer.allocUnsafe(BUFFER);
   /** Calls that the server has no room for yet, in their order. */
@@ -82,9 +85,10 @@ export class Connection {
   #rest: Buffer | undefined;
   #closing = false;
 
-  constructor(socket: Socket, onAnswer: OnAnswer) {
+  constructor(socket: Socket, onAnswer: OnAnswer, onMessage?: OnMessage) {
     this.#socket = socket;
     this.#onAnswer = onAnswer;
+    this.#onMessage = onMessage;
     const { promise, reject } = Promise.withResolvers<never>();
     this.lost = promise;
     promise.catch(() => {});
@@ -176,10 +180,22 @@ export class Connection {
   #onData(stream: number, payload: Buffer): void {
     const call = this.#calls.get(stream);
     if (call) call.message = call.message ? Buffer.concat([call.message, payload]) : payload;
+    if (call && this.#onMessage) this.#handOut(call, this.#onMessage);
     this.#received += payload.length;
     if (this.#received < WINDOW / 2) return;
     this.#socket.write(windowUpdate(this.#received));
     this.#received = 0;
+  }
+
+  /** Gives the messages of a stream away that are complete. */
+  #handOut(call: Open, onMessage: OnMessage): void {
+    while (call.message && call.message.length >= MESSAGE_HEADER) {
+      const end = MESSAGE_HEADER + call.message.readUInt32BE(1);
+      if (call.message.length < end) return;
+      const message = call.message.subarray(MESSAGE_HEADER, end);
+      call.message = call.message.length > end ? call.message.subarray(end) : undefined;
+      onMessage(call.tag, message);
+    }
   }
 
   #onRoom(increment: number): void {

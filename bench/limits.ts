@@ -1,4 +1,4 @@
-/** What a process of the service holds in memory, and what it may hold. */
+/** What a process of the service may hold in memory, and how long a sale may take to those who watch. */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Cell } from "./measure.ts";
 import { memoryOf } from "./process.ts";
@@ -8,14 +8,29 @@ const IDLE_LIMIT = 200;
 const BUSY_LIMIT = 600;
 /** The callers at which the second limit holds. */
 const BUSY_CALLERS = 64;
+/** Milliseconds from the commit to the last of so many streams. */
+const LAGS = [
+  { streams: 1_000, under: 1_000, must: true },
+  { streams: 10_000, under: 250, must: false },
+] as const;
+/** In KB, where so many are open that it is not lost in what else a process holds. */
+const STREAM_LIMIT = 30;
+const MANY_STREAMS = 1_000;
 /** Settled is what stays within `CALM` MB for `STEADY` looks, `PAUSE` ms apart; there are at most `LOOKS` of them. */
 const CALM = 1;
 const STEADY = 4;
 const PAUSE = 250;
 const LOOKS = 20;
 
-/** How much memory, in MB, was held at what time, and under how much it had to stay. */
-export type MemoryVerdict = { name: string; mb: number; under: number; reached: boolean };
+/** How much was held, or how long it took, and under how much it must, or should, stay. */
+export type Limit = {
+  name: string;
+  value: number;
+  unit: "MB" | "KB" | "ms";
+  under: number;
+  must: boolean;
+  reached: boolean;
+};
 
 /** What a process that has just started holds when it has come to rest, in MB; undefined where there is no /proc. */
 export async function settledMemory(pid: number | undefined): Promise<number | undefined> {
@@ -30,27 +45,40 @@ export async function settledMemory(pid: number | undefined): Promise<number | u
   return settled;
 }
 
-function verdict(name: string, sizes: readonly (number | undefined)[], under: number): MemoryVerdict[] {
-  const known = sizes.filter((size) => size !== undefined);
+/** Judges the largest value; nothing when there is none. */
+function limit(limits: Omit<Limit, "value" | "reached">, values: readonly (number | undefined)[]): Limit[] {
+  const known = values.filter((value) => value !== undefined);
   if (known.length === 0) return [];
-  const mb = Math.max(...known);
-  return [{ name, mb, under, reached: mb < under }];
+  const value = Math.max(...known);
+  return [{ ...limits, value, reached: value < limits.under }];
 }
 
-/** Judges the largest process of all measurements; nothing where memory, or that many callers, was not measured. */
-export function judgeMemory(cells: readonly Cell[]): MemoryVerdict[] {
+/** Judges all measurements together: the largest process, and each number of streams. Nothing where it was not measured. */
+export function judgeLimits(cells: readonly Cell[]): Limit[] {
   const service = cells.filter(({ serverIdle }) => serverIdle !== undefined);
-  const busy = service.filter(({ callers, rate }) => callers === BUSY_CALLERS && rate === undefined);
+  const busy = service.filter(
+    ({ callers, rate, streams }) => callers === BUSY_CALLERS && rate === undefined && streams === undefined,
+  );
+  const watched = service.filter(({ streams }) => streams !== undefined);
+  const memory = (name: string, under: number) => ({ name: `memory ${name}`, unit: "MB" as const, under, must: true });
   return [
-    ...verdict(
-      "idle",
+    ...limit(
+      memory("idle", IDLE_LIMIT),
       service.map(({ serverIdle }) => serverIdle),
-      IDLE_LIMIT,
     ),
-    ...verdict(
-      `${BUSY_CALLERS} callers`,
+    ...limit(
+      memory(`${BUSY_CALLERS} callers`, BUSY_LIMIT),
       busy.map(({ serverMemory }) => serverMemory),
-      BUSY_LIMIT,
+    ),
+    ...limit(
+      { name: "memory of a stream", unit: "KB", under: STREAM_LIMIT, must: true },
+      watched.filter(({ streams = 0 }) => streams >= MANY_STREAMS).map(({ streamKb }) => streamKb),
+    ),
+    ...LAGS.flatMap(({ streams, under, must }) =>
+      limit(
+        { name: `sale to the last of ${streams.toLocaleString("en-US")} streams, p99`, unit: "ms", under, must },
+        watched.filter((cell) => cell.streams === streams && cell.rate !== undefined).map(({ lag }) => lag?.p99),
+      ),
     ),
   ];
 }

@@ -8,13 +8,12 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { Code } from "@connectrpc/connect";
-import { sign } from "../src/rpc/auth.ts";
-import { idOf } from "./data.ts";
 import { type Connection, open, RESET } from "./h2.ts";
-import { headerBlock } from "./hpack.ts";
 import { type Cell, LATE, summarize, type Timing } from "./measure.ts";
 import { type RpcName, type Template, templateOf } from "./requests.ts";
 import { spread } from "./spread.ts";
+import { Streams, type StreamsJob } from "./streams.ts";
+import { headersOf } from "./tokens.ts";
 
 export type LoadJob = {
   /** Of the servers that share the callers. */
@@ -37,6 +36,8 @@ export type LoadJob = {
 export type LoadMark = { mark: "begin" | "end" };
 /** `answered`: successful calls in all, warm-up included. */
 export type LoadResult = { cell: Cell; answered: number } | { failed: string };
+/** The answer to a `StreamsJob`. */
+export type StreamsOpen = { open: number } | { failed: string };
 
 /** Waiting calls in an open loop, above which arrivals are dropped. */
 const MAX_IN_FLIGHT = 20_000;
@@ -46,26 +47,13 @@ const SAMPLE = 64;
 const DRAIN_TIMEOUT = 30_000;
 const TICK = 1;
 
-const tokens = new Map<string, Promise<string[]>>();
-
-/** A token for each user, made once: that takes longer than a call. */
-function tokensOf({ secret, users }: LoadJob): Promise<string[]> {
-  const known = tokens.get(secret);
-  if (known) return known;
-  const key = Buffer.from(secret);
-  const made = Promise.all(
-    Array.from({ length: users }, (_, index) =>
-      sign(key, { subject: idOf("user", index), roles: ["user"], ttl: "24h" }),
-    ),
-  );
-  tokens.set(secret, made);
-  return made;
-}
-
 class Load {
   readonly #job: LoadJob;
   readonly #template: Template;
+  /** Of the first call, and of the one that follows it. */
   readonly #headers: readonly Buffer[];
+  readonly #nextHeaders: readonly Buffer[];
+  readonly #streams: Streams | undefined;
   readonly #connections: Connection[] = [];
   readonly #done = Promise.withResolvers<void>();
   /** By slot, a call under way: when it started, for whom, and for what. */
@@ -73,6 +61,8 @@ class Load {
   readonly #user: Uint32Array;
   readonly #item: Uint32Array;
   readonly #turn: Uint32Array;
+  /** Whether its first call is done. */
+  readonly #followed: Uint8Array;
   readonly #free: number[] = [];
   #latencies = new Float64Array(1 << 16);
   #counted = 0;
@@ -88,15 +78,17 @@ class Load {
   #stopping = false;
   readonly #codes: Record<string, number> = {};
 
-  constructor(job: LoadJob, template: Template, headers: readonly Buffer[]) {
+  constructor(job: LoadJob, template: Template, headers: Headers, streams: Streams | undefined) {
     this.#job = job;
     this.#template = template;
-    this.#headers = headers;
+    [this.#headers, this.#nextHeaders] = headers;
+    this.#streams = streams;
     const slots = job.rate === undefined ? job.callers : MAX_IN_FLIGHT;
     this.#started = new Float64Array(slots);
     this.#user = new Uint32Array(slots);
     this.#item = new Uint32Array(slots);
     this.#turn = new Uint32Array(slots);
+    this.#followed = new Uint8Array(slots);
     if (job.rate !== undefined) this.#free = Array.from({ length: slots }, (_, slot) => slot);
     // It may fail when nobody is waiting for it.
     this.#done.promise.catch(() => {});
@@ -124,7 +116,9 @@ class Load {
       this.#stopping = true;
       const late = delay(DRAIN_TIMEOUT, undefined, { ref: false });
       if (this.#inFlight > 0) await Promise.race([this.#done.promise, late, lost]);
-      return { cell: this.#cell(seconds, user + system), answered: this.#answered };
+      const cell = this.#cell(seconds, user + system);
+      const lag = await this.#streams?.lag(this.#from, this.#until);
+      return { cell: { ...cell, ...(lag && { lag }) }, answered: this.#answered };
     } finally {
       for (const connection of this.#connections) connection.close();
     }
@@ -161,8 +155,23 @@ class Load {
     this.#template.setItem(item);
     this.#requests += 1;
     this.#inFlight += 1;
-    const connection = this.#connections[slot % this.#connections.length] as Connection;
-    connection.call(slot, this.#headers[user] as Buffer, this.#template.message);
+    this.#connectionOf(slot).call(slot, this.#headers[user] as Buffer, this.#template.message);
+  }
+
+  #connectionOf(slot: number): Connection {
+    return this.#connections[slot % this.#connections.length] as Connection;
+  }
+
+  /** Makes the call that completes the work of the first one, if there is one to be made. */
+  #follow(slot: number, message: Buffer | undefined): boolean {
+    const { next } = this.#template;
+    if (!next || !message) return false;
+    this.#followed[slot] = 1 - (this.#followed[slot] as number);
+    if (!this.#followed[slot]) return false;
+    const user = this.#user[slot] as number;
+    this.#answered += 1;
+    this.#connectionOf(slot).call(slot, this.#nextHeaders[user] as Buffer, next.message(message, user));
+    return true;
   }
 
   #flush(): void {
@@ -190,10 +199,12 @@ class Load {
   }
 
   #onAnswer(slot: number, status: number, message: Buffer | undefined): void {
+    if (status === 0 && this.#follow(slot, message)) return;
     const now = performance.now();
     this.#inFlight -= 1;
     if (status === 0) this.#onSuccess(slot, now, message);
     else {
+      this.#followed[slot] = 0;
       const name = status === RESET ? "RESET" : (Code[status] ?? `status ${status}`);
       this.#codes[name] = (this.#codes[name] ?? 0) + 1;
     }
@@ -216,6 +227,7 @@ class Load {
     if (!message) this.#done.reject(new Error("an answer without a message"));
     else if (this.#answered % SAMPLE === 0) this.#check(slot, message);
     this.#answered += 1;
+    this.#streams?.sold(now);
     const start = this.#started[slot] as number;
     const inTime = this.#isMeasured(now);
     if (inTime) this.#good += 1;
@@ -241,19 +253,27 @@ class Load {
   }
 }
 
+type Headers = readonly [first: readonly Buffer[], next: readonly Buffer[]];
+
+let streams: Streams | undefined;
+
 async function carryOut(job: LoadJob, mark: (mark: LoadMark) => void): Promise<LoadResult> {
   const template = templateOf(job.rpc, randomBytes(4).toString("hex"));
-  const common = { ":path": template.path, ":authority": "127.0.0.1" };
-  const fixed = { "content-type": "application/grpc", te: "trailers" };
-  const headers = (await tokensOf(job)).map((token) =>
-    headerBlock({ ...common, ...fixed, authorization: `Bearer ${token}` }),
-  );
-  return new Load(job, template, headers).run(mark);
+  const headers = (path: string | undefined) => (path ? headersOf(path, job.secret, job.users) : []);
+  const both = [await headers(template.path), await headers(template.next?.path)] as const;
+  return new Load(job, template, both, streams).run(mark);
 }
 
-process.on("message", (job: LoadJob) => {
-  const send = (message: LoadMark | LoadResult) => process.send?.(message);
-  carryOut(job, send).then(send, (error: unknown) => send({ failed: (error as Error).message }));
+async function openStreams(job: StreamsJob): Promise<StreamsOpen> {
+  streams?.close();
+  streams = job.streams > 0 ? await Streams.open(job) : undefined;
+  return { open: job.streams };
+}
+
+process.on("message", (job: LoadJob | StreamsJob) => {
+  const send = (message: LoadMark | LoadResult | StreamsOpen) => process.send?.(message);
+  const result = "streams" in job ? openStreams(job) : carryOut(job, send);
+  result.then(send, (error: unknown) => send({ failed: (error as Error).message }));
 });
 // Whoever started it has gone.
 process.on("disconnect", () => process.exit());

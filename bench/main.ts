@@ -1,6 +1,6 @@
 /**
- * Measures the service beside hand-written SQL, two processes of it beside one, and in an overload, on a Postgres of its
- * own; and audits what is stored after each step.
+ * Measures the service beside hand-written SQL, two processes of it beside one, in an overload, and with streams open, on a
+ * Postgres of its own; and audits what is stored after each step.
  *
  *     npm run bench
  *     npm run bench -- --scenario place-hot --seconds 5 --json bench.json --svg bench.svg
@@ -25,11 +25,12 @@ import { USERS } from "./data.ts";
 import { hasPgbench } from "./pgbench.ts";
 import { stopAll } from "./process.ts";
 import { describeMachine, hasMissed, machineLine, type Result, resultOf, table, toJson, verdicts } from "./report.ts";
-import { type Options, runScenario, type Stage } from "./run.ts";
+import { runScenario } from "./run.ts";
 import { type Scenario, scenarios } from "./scenario.ts";
+import type { Options, Stage } from "./stage.ts";
 
-const USAGE = `use: npm run bench -- [--scenario NAME]... [--seconds N] [--callers N] [--connections N]... [--rate N]
-       [--json FILE] [--svg FILE] [--strict]
+const USAGE = `use: npm run bench -- [--scenario NAME]... [--seconds N] [--callers N] [--connections N]... [--streams N]...
+       [--rate N] [--json FILE] [--svg FILE] [--strict]
 scenarios: ${scenarios.map(({ name }) => name).join(", ")}`;
 
 const SECONDS = 3;
@@ -38,6 +39,7 @@ const CALLERS = 64;
 const CONNECTIONS = [1, 8, 32, 64];
 /** More than the embedded Postgres takes connections. */
 const MAX_CONNECTIONS = 180;
+const MAX_STREAMS = 20_000;
 const INTERRUPTED = 130;
 
 type Arguments = Options & {
@@ -69,7 +71,7 @@ function readArguments(): Arguments {
   };
   const { values } = parseArgs({
     options: {
-      ...{ scenario: several, connections: several, strict: { type: "boolean", default: false } },
+      ...{ scenario: several, connections: several, streams: several, strict: { type: "boolean", default: false } },
       ...{ seconds: one, callers: one, rate: one, json: one, svg: one },
     },
   });
@@ -84,6 +86,7 @@ function readArguments(): Arguments {
     timing: { warmup: WARMUP, seconds: whole("seconds", values.seconds, 3_600) ?? SECONDS },
     callers: whole("callers", values.callers, USERS) ?? CALLERS,
     connections: connections.length > 0 ? connections : CONNECTIONS,
+    streams: values.streams.map((text) => whole("streams", text, MAX_STREAMS) ?? 1),
     rate: whole("rate", values.rate, 1_000_000),
     json: values.json,
     svg: values.svg,

@@ -22,6 +22,10 @@ export type Cell = {
   rate?: number;
   dropped?: number;
   late?: number;
+  /** Streams that were open meanwhile, how long a sale took to the last of them in milliseconds, and KB of memory each. */
+  streams?: number;
+  lag?: { p50: number; p99: number };
+  streamKb?: number | undefined;
 };
 
 /** From when on an answer counts as late, in milliseconds from the intended start. */

@@ -1,7 +1,7 @@
 /** What a run says in the end: lines for people, JSON for programs. */
 import { cpus, totalmem } from "node:os";
+import { judgeLimits, type Limit } from "./limits.ts";
 import type { Cell } from "./measure.ts";
-import { judgeMemory, type MemoryVerdict } from "./memory.ts";
 import { compared, judge, nameOf, type Scenario, type SideName, type Sides, type Verdict } from "./scenario.ts";
 
 const MB = 2 ** 20;
@@ -25,14 +25,16 @@ export function resultOf(scenario: Scenario, sides: Sides): Result {
   return { scenario, sides, verdicts: scenario.bars.flatMap((bar) => judge(bar, sides) ?? []) };
 }
 
-/** How much memory the service held in all scenarios together, against what it may hold. */
-export function memoryOf(results: readonly Result[]): MemoryVerdict[] {
-  return judgeMemory(results.flatMap(({ sides }) => Object.values(sides).flat()));
+/** What the service came to in all scenarios together, against its limits. */
+export function limitsOf(results: readonly Result[]): Limit[] {
+  return judgeLimits(results.flatMap(({ sides }) => Object.values(sides).flat()));
 }
+
+const NONE = "-";
 
 /** With so many digits as are worth reading. */
 function number(value: number | undefined): string {
-  if (value === undefined || Number.isNaN(value)) return "-";
+  if (value === undefined || Number.isNaN(value)) return NONE;
   if (value >= 100) return Math.round(value).toLocaleString("en-US");
   return value.toFixed(value >= 10 ? 1 : 2);
 }
@@ -48,12 +50,14 @@ const HEAD = [
   "scenario",
   "who",
   "callers",
+  "streams",
   "per s",
   "p50 ms",
   "p99 ms",
   "client us",
   "server us",
   "server MB",
+  "lag ms",
   "errors",
 ];
 
@@ -63,7 +67,10 @@ function rows({ scenario, sides }: Result): string[][] {
       scenario.name,
       nameOf(side as SideName, scenario),
       cell.rate === undefined ? String(cell.callers) : `${number(cell.rate)}/s`,
-      ...[cell.perSecond, cell.p50, cell.p99, cell.clientCpu, cell.serverCpu, cell.serverMemory].map(number),
+      cell.streams?.toLocaleString("en-US") ?? NONE,
+      ...[cell.perSecond, cell.p50, cell.p99, cell.clientCpu, cell.serverCpu, cell.serverMemory, cell.lag?.p99].map(
+        number,
+      ),
       errorText(cell),
     ]),
   );
@@ -78,15 +85,25 @@ function verdictText({ against, at, ratio, must, aim, reached, aimed }: Verdict,
   return `${number(ratio)}x ${nameOf(against, scenario)}${where}${bar}  aim ${aim}x: ${aimed ? "yes" : "not yet"}`;
 }
 
-/** Measurements as a table. */
+function limitText({ value, unit, under, must, reached }: Limit): string {
+  const is = `${number(value)} ${unit}`;
+  const wanted = `${number(under)} ${unit}`;
+  return must
+    ? `${is}  must stay under ${wanted}: ${reached ? "PASS" : "MISS"}`
+    : `${is}  aim under ${wanted}: ${reached ? "yes" : "not yet"}`;
+}
+
+/** Measurements as a table, of the columns in which there is something. */
 export function table(results: readonly Result[]): string {
-  const lines = [HEAD, ...results.flatMap(rows)];
-  const widths = HEAD.map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
+  const all = results.flatMap(rows);
+  const used = HEAD.map((_, column) => all.some((line) => line[column] !== NONE));
+  const lines = [HEAD, ...all].map((line) => line.filter((_, column) => used[column]));
+  const widths = (lines[0] ?? []).map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
   return lines
     .map((line) =>
       line
         .map((text, column) =>
-          column < 2 || column === HEAD.length - 1
+          column < 2 || column === line.length - 1
             ? text.padEnd(widths[column] ?? 0)
             : text.padStart(widths[column] ?? 0),
         )
@@ -102,10 +119,7 @@ export function verdicts(results: readonly Result[]): string {
     ...results.flatMap(({ scenario, verdicts: all }) =>
       all.map((verdict) => [scenario.name, verdictText(verdict, scenario)] as const),
     ),
-    ...memoryOf(results).map(
-      ({ name, mb, under, reached }) =>
-        [`memory ${name}`, `${mb} MB  must stay under ${under} MB: ${reached ? "PASS" : "MISS"}`] as const,
-    ),
+    ...limitsOf(results).map((limit) => [limit.name, limitText(limit)] as const),
   ];
   const width = Math.max(...lines.map(([name]) => name.length));
   return lines.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n");
@@ -113,8 +127,9 @@ export function verdicts(results: readonly Result[]): string {
 
 /** Whether anything that must be reached was missed. */
 export function hasMissed(results: readonly Result[]): boolean {
-  const all = [...results.flatMap(({ verdicts: some }) => some), ...memoryOf(results)];
-  return all.some(({ reached }) => reached === false);
+  const bars = results.flatMap(({ verdicts: some }) => some);
+  const limits = limitsOf(results).filter(({ must }) => must);
+  return [...bars, ...limits].some(({ reached }) => reached === false);
 }
 
 /** The result as DESIGN's JSON: of each side the measurement that counts, and beside it all of them as `cells`. */
@@ -136,5 +151,5 @@ export function toJson(machine: Machine, results: readonly Result[]): string {
       ...Object.fromEntries(Object.entries(sides).map(sideOf)),
     };
   });
-  return `${JSON.stringify({ machine, memory: memoryOf(results), scenarios: list }, null, 2)}\n`;
+  return `${JSON.stringify({ machine, limits: limitsOf(results), scenarios: list }, null, 2)}\n`;
 }

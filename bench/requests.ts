@@ -9,10 +9,17 @@ import {
   PlaceOrderRequestSchema,
   PlaceOrderResponseSchema,
 } from "../gen/shop/v1/order_pb.ts";
+import {
+  PaymentMethod,
+  PaymentState,
+  PayOrderRequestSchema,
+  PayOrderResponseSchema,
+} from "../gen/shop/v1/payment_pb.ts";
 import { GetProductRequestSchema, GetProductResponseSchema } from "../gen/shop/v1/product_pb.ts";
 import { FIRST, idOf } from "./data.ts";
 
-export type RpcName = "place" | "checkout" | "claim" | "product";
+/** `buy` is two calls: PlaceOrder, and PayOrder for what was placed. */
+export type RpcName = "place" | "checkout" | "claim" | "product" | "buy";
 
 const ID_LENGTH = 36;
 const DIGITS = 12;
@@ -28,6 +35,8 @@ export type Template = {
   readonly setRequest: Patch;
   readonly setUser: Patch;
   readonly setItem: Patch;
+  /** The call that follows a good answer, and completes the work. */
+  readonly next?: Readonly<{ path: string; message(answer: Buffer, user: number): Buffer }>;
   /** Says what is wrong with an answer, or nothing. */
   check(answer: Buffer, user: number, item: number): string | undefined;
 };
@@ -70,6 +79,20 @@ export function templateOf(rpc: RpcName, tag: string): Template {
       return template("/shop.v1.OrderService/PlaceOrder", request, idOf("variant", 0), (bytes, user, item) =>
         checkOrder(fromBinary(PlaceOrderResponseSchema, bytes).order, OrderState.PENDING_PAYMENT, user, item),
       );
+    }
+    case "buy": {
+      const place = templateOf("place", tag);
+      const message = (answer: Buffer, user: number) => {
+        const orderId = fromBinary(PlaceOrderResponseSchema, answer).order?.id ?? "";
+        const pay = { requestId: `pay-${orderId}`, userId: idOf("user", user), orderId, method: PaymentMethod.BALANCE };
+        return Buffer.from(toBinary(PayOrderRequestSchema, create(PayOrderRequestSchema, pay)));
+      };
+      const check = (bytes: Uint8Array, user: number) => {
+        const { payment } = fromBinary(PayOrderResponseSchema, bytes);
+        if (payment?.userId !== idOf("user", user)) return "a payment of somebody else";
+        return payment.state === PaymentState.COMPLETED ? undefined : `a payment in state ${payment.state}`;
+      };
+      return { ...place, next: { path: "/shop.v1.PaymentService/PayOrder", message }, check };
     }
     case "checkout": {
       const request = toBinary(CheckoutRequestSchema, create(CheckoutRequestSchema, { requestId, userId, lines }));

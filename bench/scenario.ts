@@ -5,10 +5,10 @@ import type { RpcName } from "./requests.ts";
 import { type Baseline, checkout, claim, place } from "./sql.ts";
 
 /**
- * The service, and whom it is compared with. Two of those are the service again: `one` process of it where a scenario has
- * several, and in a `closed` loop where a scenario overloads it.
+ * The service, and whom it is compared with. Three of those are the service again: `one` process of it where a scenario has
+ * several, in a `closed` loop where a scenario overloads it, and `unwatched` where it has streams open.
  */
-export type SideName = "service" | "stepwise" | "oneShot" | "echo" | "one" | "closed";
+export type SideName = "service" | "stepwise" | "oneShot" | "echo" | "one" | "closed" | "unwatched";
 export type Sides = Partial<Record<SideName, readonly Cell[]>>;
 
 /**
@@ -36,9 +36,14 @@ export type Scenario = {
   servers?: number;
   /** An open loop with so many calls a second, far more than can be answered, after a closed one. */
   overload?: number;
+  /** So many streams of the live top are open, while so many purchases a second are made in an open loop. */
+  watch?: Readonly<{ streams: readonly number[]; rate: number }>;
   /** The first is the one that counts. */
   bars: readonly [Bar, ...Bar[]];
 };
+
+/** As many as the live top shows, so that what it shows are all sales. */
+const BEST_SELLERS = 5;
 
 const hot: Scenario["bars"] = [
   { against: "stepwise", at: "hot", must: 5, aim: 10 },
@@ -78,6 +83,13 @@ export const scenarios: readonly Scenario[] = [
     overload: 20_000,
     bars: [{ against: "closed", at: "overload", aim: 0.5 }],
   },
+  {
+    name: "watch",
+    rpc: "buy",
+    items: BEST_SELLERS,
+    watch: { streams: [1_000, 10_000], rate: 500 },
+    bars: [{ against: "unwatched", at: "hot", must: 0.9, aim: 0.95 }],
+  },
 ];
 
 const sideNames: Readonly<Record<SideName, string>> = {
@@ -87,6 +99,7 @@ const sideNames: Readonly<Record<SideName, string>> = {
   echo: "bare grpc-js echo",
   one: "one process",
   closed: "closed loop",
+  unwatched: "without streams",
 };
 
 /** What a side of a scenario is called in what people read. */
@@ -101,8 +114,9 @@ const OVERLOADED = "ResourceExhausted";
 /** How far the service got by a bar. `reached` is undefined when there is nothing that must be reached. */
 export type Verdict = Bar & { ratio: number; reached: boolean | undefined; aimed: boolean };
 
-/** The measurement with the most callers. */
-export const most = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.callers - a.callers)[0];
+/** The measurement with the most callers, of those rather one in a closed loop. */
+export const most = (cells: readonly Cell[]) =>
+  cells.toSorted((a, b) => b.callers - a.callers || Number(a.rate !== undefined) - Number(b.rate !== undefined))[0];
 const best = (cells: readonly Cell[]) => cells.toSorted((a, b) => b.perSecond - a.perSecond)[0];
 const single = (cells: readonly Cell[]) => cells.find(({ callers }) => callers === 1);
 

@@ -7,9 +7,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import { afterAll, describe, expect, onTestFinished, test } from "vitest";
 import { grpcStatus, headerBlock } from "../bench/hpack.ts";
+import { judgeLimits } from "../bench/limits.ts";
 import type { LoadJob, LoadMark, LoadResult } from "../bench/load.ts";
 import { type Cell, combined } from "../bench/measure.ts";
-import { judgeMemory } from "../bench/memory.ts";
 import { nextMessage, startModule, stop } from "../bench/process.ts";
 import { judge } from "../bench/scenario.ts";
 import { run } from "./support/processes.ts";
@@ -68,8 +68,8 @@ describe("npm run bench", () => {
     expect(main.stdout).toMatch(/overload +[\d.]+x closed loop +must answer all, .+: (PASS|MISS) +aim 0.5x/);
     expect(main.stdout).toMatch(/memory idle +\d+ MB +must stay under 200 MB: (PASS|MISS)/);
     expect(main.stdout).toMatch(/memory 64 callers +\d+ MB +must stay under 600 MB: (PASS|MISS)/);
-    const { memory, scenarios } = JSON.parse(readFileSync(json, "utf8"));
-    expect(memory.map(({ name }: { name: string }) => name)).toEqual(["idle", "64 callers"]);
+    const { limits, scenarios } = JSON.parse(readFileSync(json, "utf8"));
+    expect(limits.map(({ name }: { name: string }) => name)).toEqual(["memory idle", "memory 64 callers"]);
     const [two, overload] = scenarios;
     expect(two).toMatchObject({ name: "place-hot-two", service: { callers: 64 }, one: { callers: 64 } });
     expect(two.ratio).toBeCloseTo(two.service.perSecond / two.one.perSecond);
@@ -79,6 +79,30 @@ describe("npm run bench", () => {
     rmSync(json);
     rmSync(svg);
     expect(readdirSync(scratch)).toEqual([]);
+  }, 240_000);
+
+  test("streams that are open while orders are paid are counted, and each sale is followed to the last of them", async () => {
+    const json = join(scratch, "result.json");
+    const options = ["--seconds", "1", "--callers", "8", "--streams", "20", "--streams", "150", "--json", json];
+    const main = await bench("--scenario", "watch", ...options).exited;
+    expect(main.stderr).not.toContain("bench:");
+    expect(main.code).toBe(0);
+    expect(main.stdout).toMatch(/watch +without streams +8 +0 /);
+    expect(main.stdout).toMatch(/watch +[\d.]+x without streams +must reach 0.9x: (PASS|MISS)/);
+    const [watch] = JSON.parse(readFileSync(json, "utf8")).scenarios;
+    const shown = watch.service.cells.map(({ streams, rate, lag }: Cell) => ({
+      streams,
+      rate,
+      shown: lag && lag.p99 > 0,
+    }));
+    expect(shown).toEqual([
+      { streams: 20, rate: 500, shown: true },
+      { streams: 150, rate: 500, shown: true },
+      { streams: 20, shown: true },
+    ]);
+    expect(watch.service).toMatchObject({ callers: 8, streams: 20 });
+    expect(watch.unwatched).toMatchObject({ callers: 8, streams: 0 });
+    rmSync(json);
   }, 240_000);
 
   test("a run that is interrupted stops everything that it has started", async () => {
@@ -143,10 +167,29 @@ describe("the parts that a wrong figure could come from", () => {
       // Not the service.
       held(undefined, 900),
     ];
-    const idle = { name: "idle", mb: 199, under: 200, reached: true };
-    expect(judgeMemory(cells)).toEqual([idle, { name: "64 callers", mb: 599, under: 600, reached: true }]);
-    expect(judgeMemory([held(200, 100, { callers: 8 })])).toEqual([{ ...idle, mb: 200, reached: false }]);
-    expect(judgeMemory([cell])).toEqual([]);
+    const idle = { name: "memory idle", value: 199, unit: "MB", under: 200, must: true, reached: true };
+    const busy = { ...idle, name: "memory 64 callers", value: 599, under: 600 };
+    expect(judgeLimits(cells)).toEqual([idle, busy]);
+    expect(judgeLimits([held(200, 100, { callers: 8 })])).toEqual([{ ...idle, value: 200, reached: false }]);
+    expect(judgeLimits([cell])).toEqual([]);
+  });
+
+  test("streams are judged by their number: how late the last one is at a fixed rate, and what each of most holds", () => {
+    const watched = (streams: number, p99: number, others = {}) => ({
+      ...{ ...cell, rate: 500, streams, lag: { p50: 1, p99 }, serverIdle: 150, ...others },
+    });
+    const cells = [
+      watched(1_000, 999),
+      watched(10_000, 250, { streamKb: 29 }),
+      watched(50, 5_000, { streamKb: 900 }),
+      // As fast as can be, and not at the rate that the limit is for.
+      watched(1_000, 5_000, { rate: undefined }),
+    ];
+    const ofStream = { name: "memory of a stream", value: 29, unit: "KB", under: 30, must: true, reached: true };
+    const few = { ...ofStream, name: "sale to the last of 1,000 streams, p99", value: 999, unit: "ms", under: 1_000 };
+    const many = { ...few, name: "sale to the last of 10,000 streams, p99", value: 250, under: 250 };
+    const found = judgeLimits(cells as Cell[]).slice(1);
+    expect(found).toEqual([ofStream, few, { ...many, must: false, reached: false }]);
   });
 
   test("headers are written as RFC 7541 says, and the status is found among those of an answer", () => {
