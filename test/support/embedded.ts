@@ -27,8 +27,12 @@ export function directory(mode = 0o755): string {
 }
 
 /** Starts it in this process, until the end of the test. */
-export async function start(dataDir: string, log = pino({ level: "silent" })): Promise<EmbeddedPostgres> {
-  const postgres = await startEmbeddedPostgres({ dataDir, log });
+export async function start(
+  dataDir: string,
+  log = pino({ level: "silent" }),
+  port?: number,
+): Promise<EmbeddedPostgres> {
+  const postgres = await startEmbeddedPostgres({ dataDir, log, ...(port && { port }) });
   cleanUps.push(() => postgres.stop());
   return postgres;
 }
