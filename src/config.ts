@@ -41,7 +41,7 @@ export type Config = {
   eventSinkUrl: URL | "off" | undefined;
   /** EVENT_SINK_TIMEOUT (10s): how long the sink may take to answer. */
   eventSinkTimeoutMs: number;
-  /** EVENT_MAX_ATTEMPTS (100): how often an event is tried that the sink does not take; with the pauses, 100 take over an hour. */
+  /** EVENT_MAX_ATTEMPTS (100): how often an event is tried that the sink does not take while it takes others; with the pauses, 100 take over an hour. */
   eventMaxAttempts: number;
   /** EVENT_RETENTION (32d): how long events are kept. The ranking can be rebuilt from those that are there. */
   eventRetentionMs: number;

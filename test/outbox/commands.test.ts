@@ -32,6 +32,7 @@ async function openRelay() {
     vi.waitFor(
       async () => {
         while (await relay.run());
+        while (await relay.retry());
         done();
       },
       { timeout: 15_000, interval: 20 },
