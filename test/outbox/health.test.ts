@@ -160,7 +160,7 @@ describe("a sink that answers everybody with", () => {
     async (status) => {
       const { receiver, client, relay, told, undelivered } = await openHttp({ maxAttempts: 2 });
       // Fewer than are tried side by side.
-    const [aggregate = ""] = aggregates(1);
+      const [aggregate = ""] = aggregates(1);
       receiver.behave = answer(status);
       for (let n = 0; n < 3; n += 1) await addEvents(client, [aggregate, ...aggregates(9)], n * 1_000);
       await runUntil(relay, () => expect(told).toEqual(["down", "down", "down"]));
