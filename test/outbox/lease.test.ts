@@ -66,6 +66,7 @@ describe("of two processes", () => {
     one.receiver.behave = undefined;
     kept[0]?.writeHead(204).end();
     await soon(() => expect(numbers(one.receiver.taken)).toEqual([0, 1]));
+    expect(numbers(one.receiver.tried)).toEqual([0, 1]);
     expect(other.receiver.tried).toEqual([]);
   });
 
