@@ -3,11 +3,11 @@ import { pino } from "pino";
 import { entities } from "../src/app.ts";
 import { readConfig } from "../src/config.ts";
 import { openEmbeddedPostgres } from "../src/db/embedded.ts";
-import { createOrm, migrate } from "../src/db/orm.ts";
+import { createOrm, isMigrated } from "../src/db/orm.ts";
 
 type Orm = Awaited<ReturnType<typeof createOrm>>;
 
-/** Runs `work` on it, migrated. */
+/** Runs `work` on it as it is. @throws Error when its schema is not the one of this version: the service brings it there */
 export async function withDatabase<T>(work: (orm: Orm) => Promise<T>): Promise<T> {
   const config = readConfig(process.env);
   const log = pino({ level: "warn" }, pino.destination(2));
@@ -16,7 +16,9 @@ export async function withDatabase<T>(work: (orm: Orm) => Promise<T>): Promise<T
     : await openEmbeddedPostgres({ dataDir: config.dataDir, log });
   const orm = await createOrm({ url: postgres.url, poolSize: 2, entities });
   try {
-    await migrate(orm);
+    if (!(await isMigrated(orm))) {
+      throw new Error("the schema of the database is not up to date: start the service, which migrates it");
+    }
     return await work(orm);
   } finally {
     await orm.close();

@@ -86,6 +86,7 @@ export const entities = [
 /** How often the background jobs look for work, in milliseconds, and how much they take at a time. */
 const PROJECT_INTERVAL = 100;
 const RELAY_INTERVAL = 100;
+const RETRY_INTERVAL = 1_000;
 const EXPIRE_INTERVAL = 1_000;
 const EXPIRE_BATCH = 100;
 const PURGE_INTERVAL = 60_000;
@@ -219,14 +220,11 @@ function startRelay(config: Config, log: Logger, db: Database, started: Started)
   const sink = sinkOf(config);
   if (!sink) return;
   const relay = new Relay({ db, sink, maxAttempts: config.eventMaxAttempts, observer: relayObserverOf(log, sink) });
-  const job = every(
-    RELAY_INTERVAL,
-    () => relay.run(),
-    (error) => jobFailed(log, "event relay", error),
-  );
+  const failed = (error: unknown) => jobFailed(log, "event relay", error);
+  const jobs = [every(RELAY_INTERVAL, () => relay.run(), failed), every(RETRY_INTERVAL, () => relay.retry(), failed)];
   started.add("event relay", async () => {
     relay.abort();
-    await job.stop();
+    await Promise.all(jobs.map((job) => job.stop()));
     await relay.close();
   });
 }

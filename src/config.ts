@@ -41,7 +41,7 @@ export type Config = {
   eventSinkUrl: URL | "off" | undefined;
   /** EVENT_SINK_TIMEOUT (10s): how long the sink may take to answer. */
   eventSinkTimeoutMs: number;
-  /** EVENT_MAX_ATTEMPTS (100): how often an event is tried that the sink does not take; with the pauses, 100 take over an hour. */
+  /** EVENT_MAX_ATTEMPTS (100): how often an event is tried that the sink does not take while it takes others; with the pauses, 100 take over an hour. */
   eventMaxAttempts: number;
   /** EVENT_RETENTION (32d): how long events are kept. The ranking can be rebuilt from those that are there. */
   eventRetentionMs: number;
@@ -162,9 +162,16 @@ function eventSinkUrl(settings: Settings): URL | "off" | undefined {
   if (text === undefined || text === "off") return text;
   const url = URL.parse(text);
   // The URL may hold a password, so it is not shown.
-  return url && ["http:", "https:"].includes(url.protocol)
-    ? url
-    : settings.refuse("EVENT_SINK_URL", "an http or https URL, or off", "");
+  if (!url || !["http:", "https:"].includes(url.protocol)) {
+    return settings.refuse("EVENT_SINK_URL", "an http or https URL, or off", "");
+  }
+  try {
+    // As they are sent.
+    decodeURIComponent(url.username + url.password);
+  } catch {
+    settings.refuse("EVENT_SINK_URL", "a URL with the user and password percent-encoded (% itself is %25)", "");
+  }
+  return url;
 }
 
 function jwtSecret(settings: Settings): string | undefined {

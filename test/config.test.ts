@@ -112,6 +112,12 @@ describe("a bad setting is refused with one line that names it", () => {
     ["ORDER_TTL", "0s", /^ORDER_TTL is "0s", but must be a duration/],
     ["IDEMPOTENCY_TTL", "1 day", /^IDEMPOTENCY_TTL is "1 day"/],
     ["EVENT_SINK_URL", "ftp://root:hunter2@sink", /^EVENT_SINK_URL must be an http or https URL, or off$/],
+    [
+      "EVENT_SINK_URL",
+      "https://u:hunter2%@sink",
+      /^EVENT_SINK_URL must be a URL with the user and password percent-enc/,
+    ],
+    ["EVENT_SINK_URL", "https://hunter2%zz:p@sink", /^EVENT_SINK_URL must be a URL with the user and password percent/],
     ["EVENT_MAX_ATTEMPTS", "0", /^EVENT_MAX_ATTEMPTS is "0", but must be a whole number from 1 to 1000000$/],
     ["EVENT_RETENTION", "1s", /^EVENT_RETENTION is "1s"/],
     ["JWT_SECRET", "hunter2", /^JWT_SECRET must be at least 32 characters long, not 7$/],

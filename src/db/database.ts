@@ -9,6 +9,7 @@ import { Loader } from "./loader.ts";
 import { poolOf } from "./orm.ts";
 import type { Tables } from "./rows.ts";
 import { BatchRunner } from "./runner.ts";
+import { withSilenceLimit } from "./silence.ts";
 import { Table } from "./table.ts";
 import type { Isolation } from "./transaction.ts";
 
@@ -16,6 +17,19 @@ import type { Isolation } from "./transaction.ts";
 const LOCK_TIMEOUT_MS = 250;
 /** How often the rows that a command touches may turn out to be others before its caller hears CONFLICT. */
 const MAX_PLANS = 5;
+
+/** How long plain statements may take, in milliseconds. */
+export type Limits = Readonly<{
+  /** Until a transaction of upkeep has a lock. */
+  lockMs: number;
+  /** Between two statements of one. A process that stands still must not keep its locks: others take over meanwhile. */
+  idleMs: number;
+  /** Until a statement, of upkeep or of a read, has its answer. */
+  silenceMs: number;
+}>;
+
+/** Together with a lease, and the pause until it is claimed, less than the five seconds after which another process relays. */
+const LIMITS: Limits = { lockMs: 5_000, idleMs: 2_000, silenceMs: 15_000 };
 
 export type DatabaseOptions = Readonly<{
   /** The time that decisions see. */
@@ -25,6 +39,8 @@ export type DatabaseOptions = Readonly<{
   isolation?: Isolation;
   /** How long a command waits for a row before those who don't need that row go on without it, in milliseconds. */
   lockTimeoutMs?: number;
+  /** Of upkeep; others are for a program that has all the time that there is. */
+  limits?: Limits;
 }> &
   Pick<GroupCommitOptions, "maxBatch" | "maxRunning" | "maxQueued">;
 
@@ -34,16 +50,18 @@ export class Database {
   readonly #clock: () => Date;
   readonly #commits: GroupCommit;
   readonly #loader: Loader;
+  readonly #limits: Limits;
 
   private constructor(orm: MikroORM, pool: Pool, options: DatabaseOptions) {
     const { clock = () => new Date(), observer = {}, isolation = "repeatable read" } = options;
-    const { lockTimeoutMs = LOCK_TIMEOUT_MS, ...limits } = options;
+    const { lockTimeoutMs = LOCK_TIMEOUT_MS, limits = LIMITS, ...bounds } = options;
     const tables = tablesOf(orm);
     const runner = new BatchRunner({ pool, tables, clock, observer, isolation, lockTimeoutMs });
     this.#orm = orm;
     this.#clock = clock;
-    this.#commits = new GroupCommit({ ...limits, observer, run: (batch, place) => runner.run(batch, place) });
+    this.#commits = new GroupCommit({ ...bounds, observer, run: (batch, place) => runner.run(batch, place) });
     this.#loader = new Loader(pool, tables);
+    this.#limits = limits;
   }
 
   static async open(orm: MikroORM, options: DatabaseOptions = {}): Promise<Database> {
@@ -59,10 +77,14 @@ export class Database {
     return this.#clock();
   }
 
-  /** Runs plain queries on an entity manager of their own. Nothing that they change is written. */
+  /**
+   * Runs plain queries on an entity manager of their own. Nothing that they change is written.
+   *
+   * @throws DomainError DATABASE_UNAVAILABLE, also when one has no answer after 15 s
+   */
   async read<T>(query: (em: EntityManager) => Promise<T>): Promise<T> {
     try {
-      return await query(this.#orm.em.fork());
+      return await withSilenceLimit(this.#limits.silenceMs, () => query(this.#orm.em.fork()));
     } catch (error) {
       throw toDomainError(error);
     }
@@ -109,10 +131,23 @@ export class Database {
     return this.#submit(command, undefined);
   }
 
-  /** Runs plain statements of the service's own upkeep in one transaction; no decision on aggregates belongs here. */
+  /**
+   * Runs plain statements of the service's own upkeep in one transaction; no decision on aggregates belongs here. Nothing but
+   * statements may be waited for: Postgres ends a transaction that is idle for 2 s.
+   *
+   * @throws DomainError DATABASE_UNAVAILABLE, also when a statement has no answer after 15 s
+   */
   async maintain<T>(statements: (em: EntityManager) => Promise<T>): Promise<T> {
+    const { lockMs, idleMs, silenceMs } = this.#limits;
+    const limited = async (em: EntityManager) => {
+      await em.execute(
+        `select set_config('lock_timeout', '${lockMs}ms', true),
+                set_config('idle_in_transaction_session_timeout', '${idleMs}ms', true)`,
+      );
+      return statements(em);
+    };
     try {
-      return await this.#orm.em.fork().transactional(statements);
+      return await withSilenceLimit(silenceMs, () => this.#orm.em.fork().transactional(limited));
     } catch (error) {
       throw toDomainError(error);
     }

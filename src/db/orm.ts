@@ -4,6 +4,7 @@ import { MikroORM, type Options } from "@mikro-orm/postgresql";
 import type { Pool } from "pg";
 import { Answer } from "./idempotency.entity.ts";
 import { discardLostConnections } from "./lost-connections.ts";
+import { discardSilentConnections } from "./silence.ts";
 
 /** Any number that all replicas agree on: the advisory lock under which one of them migrates. */
 const MIGRATION_LOCK = 7_304_012;
@@ -32,7 +33,10 @@ export function ormConfig(options: OrmOptions): Options {
       keepAlive: true,
       keepAliveInitialDelayMillis: 10_000,
       pipeline: true,
-      onPoolCreated: discardLostConnections,
+      onPoolCreated(pool: Pool) {
+        discardLostConnections(pool);
+        discardSilentConnections(pool);
+      },
     },
     migrations: {
       path: join(import.meta.dirname, "migrations"),
@@ -65,4 +69,13 @@ export async function migrate(orm: MikroORM): Promise<void> {
     await lock.execute("select pg_advisory_xact_lock(?)", [MIGRATION_LOCK]);
     await orm.migrator.up();
   });
+}
+
+/** Whether all migrations have run. Changes nothing. */
+export async function isMigrated(orm: MikroORM): Promise<boolean> {
+  // The migrator would make its table when there is none.
+  const [row] = await orm.em
+    .fork()
+    .execute<{ known: boolean }[]>("select to_regclass('migration') is not null as known");
+  return row?.known === true && (await orm.migrator.getPending()).length === 0;
 }

@@ -31,20 +31,14 @@ export function toStoredEvent({ create_time, ...event }: EventRow): StoredEvent 
 
 /**
  * The next events behind a position, at most `limit`. Only those of transactions that are older than every running one:
- * none can turn up later in front of one that was read. `types`: only these.
+ * none can turn up later in front of one that was read.
  */
-export async function eventsAfter(
-  em: EntityManager,
-  { xid, id }: Position,
-  limit: number,
-  types: readonly EventType[] = [],
-): Promise<StoredEvent[]> {
-  const only = types.length > 0 ? `and e.type in (${types.map(() => "?").join(", ")})` : "";
+export async function eventsAfter(em: EntityManager, { xid, id }: Position, limit: number): Promise<StoredEvent[]> {
   const rows = await em.execute<EventRow[]>(
     `select ${EVENT_COLUMNS} from event e
-      where (e.xid, e.id) > (?::xid8, ?::uuid) and e.xid < pg_snapshot_xmin(pg_current_snapshot()) ${only}
+      where (e.xid, e.id) > (?::xid8, ?::uuid) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
       order by e.xid, e.id limit ?`,
-    [xid, id, ...types, limit],
+    [xid, id, limit],
   );
   return rows.map(toStoredEvent);
 }

@@ -4,19 +4,23 @@ import type { StoredEvent } from "./feed.ts";
 import { inLanes } from "./lanes.ts";
 import type { Failure, Sink } from "./sink.ts";
 
-/** Connections to the sink, each with one request at a time. */
-const CONNECTIONS = 32;
+/** How many aggregates are delivered side by side. */
+const WIDTH = 32;
+/** Each with one request at a time: what is tried again must not keep those from one that come for the first time. */
+const CONNECTIONS = 2 * WIDTH;
 /** Of an answer's body nobody reads more, in bytes. */
 const MAX_ANSWER = 64 * 1024;
 const headers = { "content-type": "application/cloudevents+json; charset=utf-8" };
 
-/** Answers about the sink or the moment, not about the event: request timeout, too many requests. */
-const NOT_NOW = new Set([408, 429]);
+/**
+ * Answers about the event: bad request, conflict, too large, unprocessable. All others are about the sink, its address or our
+ * credentials (401, 403, 404, 405, 410 ...), and would be the same for any event.
+ */
+const REFUSED = new Set([400, 409, 413, 422]);
 
 function failureOf(status: number): Failure | undefined {
   if (status >= 200 && status < 300) return undefined;
-  const refused = status >= 400 && status < 500 && !NOT_NOW.has(status);
-  return { kind: refused ? "refused" : "failed", message: `it answered ${status}` };
+  return { kind: REFUSED.has(status) ? "refused" : "failed", message: `it answered ${status}` };
 }
 
 /**
@@ -54,7 +58,7 @@ export function httpSink(url: URL, timeoutMs: number): Sink {
   }
   return {
     name: `${url.origin}${url.pathname}`,
-    deliver: (events, signal) => inLanes(events, CONNECTIONS, (event) => post(event, signal)),
+    deliver: (events, signal) => inLanes(events, WIDTH, (event) => post(event, signal)),
     close: () => agent.destroy(),
   };
 }

@@ -1,38 +1,36 @@
-import { randomUUID } from "node:crypto";
 import type { Database } from "../db/database.ts";
 import { eventsAfter, type Position, type StoredEvent } from "./feed.ts";
-import { advance, claim, LEASE_S, LeaseLost, release } from "./lease.ts";
-import { type Deliveries, type Delivery, type Failure, isFailure, laneOf, type Sink } from "./sink.ts";
+import { type HealthObserver, SinkHealth } from "./health.ts";
+import { firstOfLanes } from "./lanes.ts";
+import { Lease, LeaseLost } from "./lease.ts";
+import { type Delivery, type Failure, isFailure, laneOf, type Sink } from "./sink.ts";
 import {
   dueEvents,
   forget,
+  isOnlyLane,
   pauseAfter,
   type SetAside,
   setAside,
+  shortestPauseAfter,
   type Undelivered,
   waitingLanes,
 } from "./undelivered.ts";
 
-/** How many events are taken at a time; while the sink is down, only as many as show whether it is back. */
+/** How many events are taken at a time. */
 const BATCH = 500;
+/** While the sink is down, events of so many aggregates show whether it is back, chosen among the next so many. */
 const PROBE = 32;
-/** How often the lease is renewed by who has it, and asked for by who doesn't, in milliseconds. */
-const CLAIM_INTERVAL = (LEASE_S * 1_000) / 3;
-/** How often events that were set aside are looked for, in milliseconds. */
-const DUE_INTERVAL = 1_000;
+const PROBE_WINDOW = 5_000;
 
 /** Its row in `event_reader`, which all processes share. */
 export const SINK = "sink";
 
 /** What an operator may want to know. */
-export type RelayObserver = Readonly<{
-  /** The sink takes nothing: it is tried again after `pauseMs`. */
-  down?(trouble: { attempts: number; pauseMs: number; error: string }): void;
-  /** It does again. */
-  up?(): void;
-  /** An event was given up after so many attempts. */
-  dead?(event: StoredEvent, trouble: { attempts: number; error: string }): void;
-}>;
+export type RelayObserver = HealthObserver &
+  Readonly<{
+    /** An event was given up after so many attempts. */
+    dead?(event: StoredEvent, trouble: { attempts: number; error: string }): void;
+  }>;
 
 export type RelayOptions = Readonly<{
   db: Database;
@@ -46,46 +44,70 @@ export type RelayOptions = Readonly<{
  * Delivers events to the sink, at least once, those of one aggregate in order. Of all processes one does it at a time; when
  * it dies, another one goes on within seconds.
  *
- * An event that can't be delivered is set aside with those behind it of its aggregate, and tried again with growing pauses;
- * all others go on. While the sink takes nothing at all, everything waits where it is.
+ * An event that can't be delivered is set aside with those behind it of its aggregate, and tried again with growing pauses,
+ * beside the others, which go on. While the sink takes nothing from anybody, everything waits where it is, and no attempt
+ * counts.
  */
 export class Relay {
   readonly #db: Database;
   readonly #sink: Sink;
   readonly #maxAttempts: number;
   readonly #observer: RelayObserver;
-  readonly #owner = randomUUID();
+  readonly #lease: Lease;
+  readonly #health: SinkHealth;
   readonly #stopping = new AbortController();
-  /** How far it has come; undefined while another process relays. */
-  #position: Position | undefined;
-  #claimedAt = Number.NEGATIVE_INFINITY;
-  #lookedAt = Number.NEGATIVE_INFINITY;
-  /** How often in a row the sink took nothing, and until when it is left alone. */
-  #downs = 0;
-  #pauseUntil = 0;
+  /** The ids of events behind the position that were delivered already, to see whether the sink is back. */
+  readonly #ahead = new Set<string>();
 
   constructor({ db, sink, maxAttempts, observer = {} }: RelayOptions) {
     this.#db = db;
     this.#sink = sink;
     this.#maxAttempts = maxAttempts;
     this.#observer = observer;
+    this.#lease = new Lease(db, SINK);
+    this.#health = new SinkHealth(observer);
   }
 
   /** Delivers the next events. Answers whether there may be more to be delivered at once. */
   async run(): Promise<boolean> {
     if (this.#stopping.signal.aborted) return false;
     try {
-      const position = await this.#claim();
-      if (!position || performance.now() < this.#pauseUntil) return false;
-      const again = await this.#retry();
-      const limit = this.#downs > 0 ? PROBE : BATCH;
-      const events = await this.#db.read((em) => eventsAfter(em, position, limit));
-      if (events.length > 0) await this.#relay(events);
-      return !this.#stopping.signal.aborted && (again || events.length === limit);
+      const position = await this.#lease.claim();
+      if (!position || this.#health.isPaused) return false;
+      const probed = this.#health.isDown ? await this.#probe(position) : "nothing";
+      if (probed === "waits") return false;
+      const events = await this.#db.read((em) => eventsAfter(em, position, BATCH));
+      if (events.length > 0) await this.#relay(events, probed === "took");
+      return !this.#stopping.signal.aborted && events.length === BATCH;
     } catch (error) {
-      this.#position = undefined;
+      // Nobody knows how far that has come.
+      this.#lease.drop();
+      this.#ahead.clear();
       if (error instanceof LeaseLost) return false;
       throw error;
+    }
+  }
+
+  /** Tries events again that were set aside; may run beside `run`. Answers whether there may be more. */
+  async retry(): Promise<boolean> {
+    if (this.#stopping.signal.aborted || !this.#lease.isHeld) return false;
+    try {
+      const due = await this.#db.read((em) => dueEvents(em, BATCH));
+      const each = await this.#deliver(due.map(({ event }) => event));
+      if (this.#stopping.signal.aborted) return false;
+      const done = due.filter((_, index) => each[index] === "delivered").map(({ event }) => event);
+      const aside = await this.#failedAgain(due, each);
+      if (done.length + aside.length === 0) return false;
+      await this.#lease.hold(async (em) => {
+        await forget(em, done);
+        await setAside(em, aside);
+      });
+      this.#tell(aside);
+      return due.length === BATCH && !each.includes("untried");
+    } catch (error) {
+      if (!(error instanceof LeaseLost)) throw error;
+      this.#lease.drop();
+      return false;
     }
   }
 
@@ -94,118 +116,112 @@ export class Relay {
     this.#stopping.abort();
   }
 
-  /** Lets another process go on at once. No `run` may be under way. */
+  /** Lets another process go on at once. Neither `run` nor `retry` may be under way. */
   async close(): Promise<void> {
-    await this.#db.maintain((em) => release(em, SINK, this.#owner)).catch(() => {});
+    await this.#lease.release().catch(() => {});
     await this.#sink.close();
   }
 
-  /** How far this process has come, if it is the one that relays. */
-  async #claim(): Promise<Position | undefined> {
-    const now = performance.now();
-    if (now - this.#claimedAt < CLAIM_INTERVAL) return this.#position;
-    this.#claimedAt = now;
-    this.#position = await this.#db.maintain((em) => claim(em, SINK, this.#owner));
-    return this.#position;
+  async #deliver(events: readonly StoredEvent[]): Promise<readonly Delivery[]> {
+    if (events.length === 0) return [];
+    const stop = this.#stopping.signal;
+    const each = await this.#lease.during(stop, (signal) => this.#sink.deliver(events, signal));
+    if (each.includes("delivered")) this.#health.took();
+    return each;
   }
 
-  async #deliver(events: readonly StoredEvent[]): Promise<Deliveries> {
-    if (events.length === 0) return { each: [], down: false };
-    const lost = new AbortController();
-    const renew = async () => {
-      this.#claimedAt = performance.now();
-      if (!(await this.#db.maintain((em) => claim(em, SINK, this.#owner)))) lost.abort();
-    };
-    const renewing = setInterval(() => void renew().catch(() => {}), CLAIM_INTERVAL);
-    try {
-      const deliveries = await this.#sink.deliver(events, AbortSignal.any([this.#stopping.signal, lost.signal]));
-      if (lost.signal.aborted) throw new LeaseLost("another process relays");
-      return deliveries;
-    } finally {
-      clearInterval(renewing);
-    }
-  }
-
-  async #relay(events: readonly StoredEvent[]): Promise<void> {
-    const waiting = await this.#db.read((em) => waitingLanes(em, events));
-    const free = events.filter((event) => !waiting.has(laneOf(event)));
-    const { each, down } = await this.#deliver(free);
-    const ends = new Map<StoredEvent, Delivery>(free.map((event, index) => [event, each[index] as Delivery]));
-    const delivered = (event: StoredEvent) => ends.get(event) === "delivered";
+  /**
+   * While the sink is down: tries events of aggregates, and of types, as different as there are. One that is never answered,
+   * or many of one kind, must not pass for a sink that takes nothing. Answers whether one was taken, or nothing was there to
+   * be tried, or everything waits on.
+   */
+  async #probe(position: Position): Promise<"took" | "nothing" | "waits"> {
+    const events = await this.#db.read((em) => eventsAfter(em, position, PROBE_WINDOW));
+    const some = firstOfLanes(await this.#free(events), PROBE);
+    const each = await this.#deliver(some);
+    for (const [index, { id }] of some.entries()) if (each[index] === "delivered") this.#ahead.add(id);
+    if (each.includes("delivered")) return "took";
     const failed = each.find(isFailure);
-    if (failed && (this.#stopping.signal.aborted || this.#waits(down, each))) {
-      // All else comes again: some of it for the second time.
-      const until = events.findIndex((event) => !delivered(event));
-      const last = events[until - 1];
-      if (last) await this.#advance(last);
-      if (!this.#stopping.signal.aborted) this.#pause(failed.message);
-      return;
-    }
-    this.#resume();
-    const rest = events.filter((event) => !delivered(event));
-    const aside = rest.map((event) => this.#attempted({ event, attempts: 0 }, ends.get(event) ?? "held"));
-    await this.#advance(events.at(-1) as StoredEvent, aside);
+    if (!failed || !isSilent(each)) return "nothing";
+    if (!this.#stopping.signal.aborted) this.#health.failed(failed.message);
+    return "waits";
   }
 
-  /** Whether everything waits: the sink is down, and has not answered so often that it is given up on these events. */
-  #waits(down: boolean, each: readonly Delivery[]): boolean {
-    const answered = each.every((end) => !isFailure(end) || end.kind !== "unreachable");
-    return down && !(answered && this.#downs + 1 >= this.#maxAttempts);
+  /** Those that were not delivered yet, and stand behind none that was set aside. */
+  async #free(events: readonly StoredEvent[]): Promise<readonly StoredEvent[]> {
+    if (events.length === 0) return [];
+    const waiting = await this.#db.read((em) => waitingLanes(em, events));
+    return events.filter((event) => !waiting.has(laneOf(event)) && !this.#ahead.has(event.id));
   }
 
-  async #advance(to: Position, aside: readonly SetAside[] = []): Promise<void> {
-    await this.#db.maintain(async (em) => {
-      await setAside(em, aside);
-      await advance(em, SINK, this.#owner, to);
-    });
-    this.#position = { xid: to.xid, id: to.id };
-    this.#tell(aside);
-  }
-
-  /** Tries events again that were set aside. Answers whether there may be more. */
-  async #retry(): Promise<boolean> {
-    if (performance.now() - this.#lookedAt < DUE_INTERVAL) return false;
-    this.#lookedAt = performance.now();
-    const due = await this.#db.read((em) => dueEvents(em, BATCH));
-    const { each, down } = await this.#deliver(due.map(({ event }) => event));
-    if (this.#stopping.signal.aborted) return false;
-    const ended = due.map((one, index) => ({ one, end: each[index] as Delivery }));
-    const done = ended.filter(({ end }) => end === "delivered").map(({ one }) => one.event);
-    // When nobody is reached at all, that is not held against the events.
-    const failed = ended.filter(({ end }) => isFailure(end) && !(down && end.kind === "unreachable"));
-    const aside = failed.map(({ one, end }) => this.#attempted(one, end));
-    if (down && failed.length === 0) this.#pause((each.find(isFailure) as Failure).message);
-    if (done.length + aside.length > 0) {
-      await this.#db.maintain(async (em) => {
-        // Whoever relays now may have delivered them meanwhile.
-        if (!(await claim(em, SINK, this.#owner))) throw new LeaseLost("another process relays");
-        await forget(em, done);
-        await setAside(em, aside);
-      });
+  /** `alive`: the sink has just taken other events, so that what it does not take now is set aside. */
+  async #relay(events: readonly StoredEvent[], alive: boolean): Promise<void> {
+    const free = await this.#free(events);
+    const each = await this.#deliver(free);
+    const ends = new Map(free.map((event, index) => [event, each[index]]));
+    const delivered = (event: StoredEvent) => ends.get(event) === "delivered" || this.#ahead.has(event.id);
+    const stopping = this.#stopping.signal.aborted;
+    const waits = stopping || (!alive && isSilent(each));
+    const end = events.findIndex((event) => (waits ? !delivered(event) : ends.get(event) === "untried"));
+    const done = end < 0 ? events : events.slice(0, end);
+    const last = done.at(-1);
+    const took = alive || each.includes("delivered");
+    if (last) {
+      const rest = done.filter((event) => !delivered(event));
+      const aside = rest.map((event) => this.#setAside({ event, attempts: 0 }, ends.get(event) ?? "held", took));
+      await this.#lease.advance(last, (em) => setAside(em, aside));
+      for (const { id } of done) this.#ahead.delete(id);
       this.#tell(aside);
     }
-    return due.length === BATCH && !down;
+    const failed = each.find(isFailure);
+    if (failed && !stopping && (waits || !took)) this.#health.failed(failed.message);
   }
 
-  #attempted({ event, attempts: before }: Undelivered, end: Delivery): SetAside {
-    if (!isFailure(end)) return { event, attempts: before, error: "", dead: false };
+  /**
+   * What is noted of those that failed again. An attempt counts when the sink has taken something since the one before: else
+   * it may be the sink's fault. One that it has refused counts also when there is nothing else that could be taken.
+   */
+  async #failedAgain(due: readonly Undelivered[], each: readonly Delivery[]): Promise<SetAside[]> {
+    const failed = due.flatMap((one, index) => {
+      const end = each[index] as Delivery;
+      return isFailure(end) ? [{ one, end }] : [];
+    });
+    if (failed.length === 0) return [];
+    const took = each.includes("delivered");
+    const vain = took ? 0 : this.#health.retriedInVain();
+    const refused = failed.some(({ end }) => end.kind === "refused");
+    const alone = !took && refused && (await this.#db.read(isOnlyLane));
+    return failed.map(({ one, end }) => {
+      const counts =
+        took || this.#health.tookWithin(shortestPauseAfter(one.attempts)) || (alone && end.kind === "refused");
+      const aside = this.#setAside(one, end, counts);
+      // The first attempt counts in any case: it is not one that was never tried.
+      const attempts = Math.max(1, one.attempts);
+      return counts ? aside : { ...aside, attempts, pauseMs: pauseAfter(attempts + 1 + vain), dead: false };
+    });
+  }
+
+  /** `mayDie`: whether it is given up when it was tried often enough. */
+  #setAside({ event, attempts: before }: Undelivered, end: Delivery, mayDie: boolean): SetAside {
+    if (!isFailure(end)) return { event, attempts: before, pauseMs: 0, error: "", dead: false };
     const attempts = before + 1;
-    return { event, attempts, error: end.message, dead: attempts >= this.#maxAttempts };
+    const dead = mayDie && attempts >= this.#maxAttempts;
+    return { event, attempts, pauseMs: pauseAfter(attempts), error: end.message, dead };
   }
 
   #tell(aside: readonly SetAside[]): void {
     for (const { event, attempts, error, dead } of aside) if (dead) this.#observer.dead?.(event, { attempts, error });
   }
-
-  #pause(error: string): void {
-    this.#downs += 1;
-    const pauseMs = pauseAfter(this.#downs);
-    this.#pauseUntil = performance.now() + pauseMs;
-    this.#observer.down?.({ attempts: this.#downs, pauseMs, error });
-  }
-
-  #resume(): void {
-    if (this.#downs > 0) this.#observer.up?.();
-    this.#downs = 0;
-  }
 }
+
+/**
+ * Whether it looks as if the sink takes nothing from anybody: it has stopped to take anything, or several aggregates were
+ * tried and none got through. Of one alone nobody knows, and what was refused one by one has at least been looked at.
+ */
+function isSilent(each: readonly Delivery[]): boolean {
+  if (each.includes("untried")) return true;
+  const failures = each.filter(isFailure);
+  return !each.includes("delivered") && failures.length > 1 && !failures.every(isRefused);
+}
+
+const isRefused = ({ kind }: Failure) => kind === "refused";

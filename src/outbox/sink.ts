@@ -2,18 +2,18 @@ import type { StoredEvent } from "./feed.ts";
 
 /**
  * Why an event was not delivered. `refused`: somebody was there and did not want this very event; `failed`: somebody was
- * there and could not take it; `unreachable`: nobody answered.
+ * there and could not take it, or takes nothing from us; `unreachable`: nobody answered.
  */
 export type Failure = Readonly<{
   kind: "refused" | "failed" | "unreachable" /** For the operator. */;
   message: string;
 }>;
 
-/** What became of an event: delivered, failed, or not tried since one in front of it in its aggregate failed. */
-export type Delivery = "delivered" | "held" | Failure;
-
-/** `down`: it looks as if nothing could be delivered now, so that what failed says nothing about the events. */
-export type Deliveries = Readonly<{ each: readonly Delivery[]; down: boolean }>;
+/**
+ * What became of an event: delivered; failed; held, since one in front of it in its aggregate failed; or not tried, since
+ * the sink took nothing any more.
+ */
+export type Delivery = "delivered" | "held" | "untried" | Failure;
 
 /** Where events go. */
 export interface Sink {
@@ -21,9 +21,10 @@ export interface Sink {
   readonly name: string;
   /**
    * Delivers events, those of one aggregate one after the other, and answers what became of each, in the same order.
-   * Events that come behind a failed one of their aggregate are held. Does not throw.
+   * Events that come behind a failed one of their aggregate are held. May be called again while it is at it, for other
+   * aggregates. Does not throw.
    */
-  deliver(events: readonly StoredEvent[], signal: AbortSignal): Promise<Deliveries>;
+  deliver(events: readonly StoredEvent[], signal: AbortSignal): Promise<readonly Delivery[]>;
   close(): Promise<void>;
 }
 

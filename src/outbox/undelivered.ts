@@ -9,14 +9,22 @@ const LONGEST_PAUSE = 60_000;
 
 /** The pause after so many attempts, with jitter: those that failed together should not come again together. */
 export function pauseAfter(attempts: number): number {
-  return Math.min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + Math.random() / 2);
+  return shortestPauseAfter(attempts) * (1 + Math.random());
+}
+
+/** How long ago an attempt was at the least when the next one begins, in milliseconds. */
+export function shortestPauseAfter(attempts: number): number {
+  return Math.min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE) / 2;
 }
 
 /** An event that waits to be tried again. */
 export type Undelivered = Readonly<{ event: StoredEvent; attempts: number }>;
 
-/** What became of one that was tried. `attempts`: all of them; 0 when it is held back by another one. */
-export type SetAside = Undelivered & Readonly<{ error: string; dead: boolean }>;
+/**
+ * What became of one that was tried. `attempts`: those that count; 0 when it is held back by another one. `pauseMs`: before
+ * it may be tried again.
+ */
+export type SetAside = Undelivered & Readonly<{ pauseMs: number; error: string; dead: boolean }>;
 
 const marks = (count: number, mark = "?") => Array.from({ length: count }, () => mark).join(", ");
 
@@ -33,9 +41,9 @@ export async function waitingLanes(em: EntityManager, events: readonly StoredEve
 /** Sets events aside, or notes another attempt. */
 export async function setAside(em: EntityManager, all: readonly SetAside[]): Promise<void> {
   if (all.length === 0) return;
-  const values = all.flatMap(({ event, attempts, error, dead }) => [
+  const values = all.flatMap(({ event, attempts, pauseMs, error, dead }) => [
     ...[event.aggregateid, event.id, event.aggregatetype, event.xid, attempts],
-    ...[attempts === 0 ? 0 : pauseAfter(attempts), dead, error.slice(0, 500)],
+    ...[pauseMs, dead, error.slice(0, 500)],
   ]);
   await em.execute(
     `insert into event_undelivered
@@ -80,6 +88,14 @@ export async function dueEvents(em: EntityManager, limit: number): Promise<Undel
     [limit, limit],
   );
   return rows.map(({ attempts, ...event }) => ({ attempts, event: toStoredEvent(event) }));
+}
+
+/** Whether all that waits to be tried again is of one aggregate. */
+export async function isOnlyLane(em: EntityManager): Promise<boolean> {
+  const rows = await em.execute(
+    "select distinct aggregatetype, aggregateid from event_undelivered where not dead limit 2",
+  );
+  return rows.length === 1;
 }
 
 /** An event that was set aside, for people. */

@@ -32,6 +32,7 @@ async function openRelay() {
     vi.waitFor(
       async () => {
         while (await relay.run());
+        while (await relay.retry());
         done();
       },
       { timeout: 15_000, interval: 20 },
@@ -58,6 +59,32 @@ describe("npm run events", () => {
     expect(await events("replay", "--all")).toMatchObject({ code: 0, stdout: "2 events are sent again\n" });
     await runUntil(() => expect(receiver.taken.map(({ id }) => id)).toEqual(expect.arrayContaining([second, third])));
     expect(await events("replay", "--all")).toMatchObject({ code: 0, stdout: "0 events are sent again\n" });
+  });
+
+  test.each([
+    ["is older", "delete from migration where id = (select max(id) from migration)"],
+    ["is empty", "drop schema public cascade; create schema public"],
+  ])("neither looks at nor changes a database whose schema %s", async (_name, spoil) => {
+    const url = await createDatabase();
+    const client = await connect(url);
+    await client.query(spoil);
+    const state = async () => {
+      const { rows } = await client.query(
+        "select relname, relfilenode from pg_class where relnamespace = 'public'::regnamespace",
+      );
+      const known = rows.some(({ relname }) => relname === "migration");
+      return [rows, known && (await client.query("select * from migration")).rows];
+    };
+    const before = await state();
+    for (const args of [["list"], ["replay", "--all"]]) {
+      const { exited } = run(process.execPath, [script("events"), ...args], { env: { DATABASE_URL: url } });
+      expect(await exited).toMatchObject({
+        code: 1,
+        stdout: "",
+        stderr: "the schema of the database is not up to date: start the service, which migrates it\n",
+      });
+    }
+    expect(await state()).toEqual(before);
   });
 
   test.each([[[]], [["replay"]], [["replay", "--all", randomUUID()]], [["list", "x"]], [["delete"]]])(

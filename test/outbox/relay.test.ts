@@ -3,68 +3,12 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CloudEvent } from "cloudevents";
-import { describe, expect, onTestFinished, test, vi } from "vitest";
+import { describe, expect, test } from "vitest";
 import { fileSink } from "../../src/outbox/file-sink.ts";
 import { httpSink } from "../../src/outbox/http-sink.ts";
-import { Relay } from "../../src/outbox/relay.ts";
-import type { Sink } from "../../src/outbox/sink.ts";
-import { connect, open } from "../db/harness.ts";
-import { createDatabase } from "../support/database.ts";
+import { connect } from "../db/harness.ts";
 import { addEvents, aggregates, type Behaviour, startReceiver } from "./receiver.ts";
-
-const TIMEOUT = 300;
-
-/** A database with a relay that is run by hand. */
-async function openRelay(sinkOf: (url: string) => Sink, maxAttempts = 100) {
-  const url = await createDatabase();
-  const { db } = await open(url);
-  const client = await connect(url);
-  const told: string[] = [];
-  const observer = {
-    down: () => void told.push("down"),
-    up: () => void told.push("up"),
-    dead: ({ id }: { id: string }) => void told.push(`dead ${id}`),
-  };
-  const relay = new Relay({ db, sink: sinkOf(url), maxAttempts, observer });
-  onTestFinished(async () => {
-    relay.abort();
-    await relay.close();
-  });
-  const undelivered = async () => {
-    const { rows } = await client.query<{ id: string; attempts: number; dead: boolean; error: string }>(
-      "select event_id as id, attempts, dead, last_error as error from event_undelivered order by xid, event_id",
-    );
-    return rows;
-  };
-  /** Lets the pauses of all that was set aside be over. */
-  const soon = () => client.query("update event_undelivered set retry_time = now()");
-  /** Runs until the sink has got past all events: they wait for the transactions of other tests, too. */
-  const drain = () =>
-    runUntil(relay, async () => {
-      const { rows } = await client.query(
-        "select from event e, event_reader r where r.name = 'sink' and (e.xid, e.id) > (r.xid, r.event_id) limit 1",
-      );
-      expect(rows).toEqual([]);
-    });
-  return { url, client, relay, told, undelivered, soon, drain };
-}
-
-async function openHttp(maxAttempts?: number) {
-  const receiver = await startReceiver();
-  return { receiver, ...(await openRelay(() => httpSink(receiver.url, TIMEOUT), maxAttempts)) };
-}
-
-const numbers = (events: readonly CloudEvent<{ n: number }>[]) => events.map(({ data }) => data?.n);
-
-/** Runs until nothing is left to do, and through pauses until `done`. */
-const runUntil = (relay: Relay, done: () => void | Promise<void>) =>
-  vi.waitFor(
-    async () => {
-      while (await relay.run());
-      await done();
-    },
-    { timeout: 15_000, interval: 20 },
-  );
+import { numbers, openHttp, openRelay, runUntil, TIMEOUT } from "./relays.ts";
 
 describe("the sink gets", () => {
   test("each event as a CloudEvent of its own, in structured mode", async () => {
@@ -99,7 +43,8 @@ describe("the sink gets", () => {
   });
 
   test("the events of an aggregate in order, however many aggregates there are, and none twice", async () => {
-    const { receiver, client, relay } = await openHttp();
+    // Nothing may be late here, however slow the machine is.
+    const { receiver, client, relay } = await openHttp({ timeoutMs: 10_000 });
     const all = aggregates(40);
     // Slow and fast answers, so that aggregates overtake each other.
     receiver.behave = (event, response) =>
@@ -221,34 +166,11 @@ describe("an event that", () => {
     await runUntil(relay, async () => expect(await undelivered()).toEqual([]));
     expect(numbers(receiver.taken.filter(({ subject }) => subject === sick))).toEqual([19, 20, 100]);
   });
-
-  test("is never taken is given up, and holds up nobody from then on", async () => {
-    const { receiver, client, relay, told, undelivered, soon, drain } = await openHttp(3);
-    const [sick = "", healthy = ""] = aggregates(2);
-    receiver.behave = (event, response) => response.writeHead(event.data?.n === 0 ? 500 : 204).end();
-    const [id] = await addEvents(client, [sick, healthy, sick]);
-    await runUntil(relay, async () => {
-      await soon();
-      expect(await undelivered()).toEqual([{ id, attempts: 3, dead: true, error: "it answered 500" }]);
-    });
-    expect(numbers(receiver.taken).sort()).toEqual([1, 2]);
-    expect(told).toEqual([`dead ${id}`]);
-    await addEvents(client, [sick], 50);
-    await drain();
-    expect(numbers(receiver.taken)).toContain(50);
-  });
-
-  test("is alone and fails is given up after as many attempts, too", async () => {
-    const { receiver, client, relay, undelivered } = await openHttp(2);
-    receiver.behave = (_event, response) => response.writeHead(500).end();
-    await addEvents(client, aggregates(1));
-    await runUntil(relay, async () => expect(await undelivered()).toHaveLength(1));
-  });
 });
 
 describe("a sink that takes nothing", () => {
   test("since it is down: all wait where they are, and arrive once it is back, in order", async () => {
-    const { receiver, client, relay, told, undelivered } = await openHttp(2);
+    const { receiver, client, relay, told, undelivered } = await openHttp({ maxAttempts: 2 });
     const [aggregate = ""] = aggregates(1);
     await receiver.down();
     for (let n = 0; n < 5; n += 1) await addEvents(client, [aggregate, ...aggregates(50)], n * 1_000);

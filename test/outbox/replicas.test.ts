@@ -97,6 +97,53 @@ test("kill -9 of the process that relays: another one goes on within 5 s, and no
   }
 });
 
+test("a process is frozen for longer than its lease: another one goes on within 5 s, and all stays in order", async () => {
+  const { receiver, start, relaying, receivedAll } = await openShop();
+  const frozen = await start();
+  const owner = await relaying();
+  const other = await start();
+  const users = await many(10, () => newUser(other.shop));
+  receiver.behave = (_event, response) => void setTimeout(() => response.writeHead(204).end(), 20);
+  let stopped = false;
+  const counts = users.map(() => 0);
+  const load = many(users.length, async (index) => {
+    while (!stopped) {
+      await charge(other.shop, users[index] as string);
+      counts[index] = (counts[index] as number) + 1;
+      // As fast as the events are received.
+      await vi.waitFor(
+        () => expect(counts[index]).toBeLessThan(balancesIn(receiver.taken, users[index] as string).length + 10),
+        {
+          timeout: 10_000,
+          interval: 5,
+        },
+      );
+    }
+  });
+  const more = async (than: number) =>
+    vi.waitFor(() => expect(receiver.taken.length).toBeGreaterThan(than), { timeout: 10_000, interval: 10 });
+  await more(50);
+  frozen.server.kill("SIGSTOP");
+  const began = performance.now();
+  const before = receiver.taken.length;
+  // What had been sent by then, and then the other one's.
+  await more(before + 40);
+  expect(performance.now() - began).toBeLessThan(5_000);
+  expect(await relaying()).not.toBe(owner);
+  const during = receiver.taken.length;
+  frozen.server.kill("SIGCONT");
+  await more(during + 100);
+  stopped = true;
+  await load;
+  await receivedAll(counts.reduce((sum, count) => sum + count, 0));
+  expect(await relaying()).not.toBe(owner);
+  users.forEach((userId, index) => {
+    expect(balancesIn(receiver.taken, userId)).toEqual(
+      Array.from({ length: counts[index] as number }, (_, n) => n + 1),
+    );
+  });
+});
+
 test("a process that stops hands over at once", async () => {
   const { database, start, relaying, receivedAll } = await openShop();
   const leaving = await start();
