@@ -26,7 +26,7 @@ import type { BatchObserver } from "./db/batch.ts";
 import { Database } from "./db/database.ts";
 import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
-import { every, type Job } from "./db/job.ts";
+import { every, type Job, type JobObserver } from "./db/job.ts";
 import { listen } from "./db/listen.ts";
 import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
@@ -166,18 +166,10 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const jobs = startJobs(config, log, db, orders, ranking);
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
   startRelay(config, log, db, started);
-  const watching = new RankingWatch(
-    (query) => ranking.top(query),
-    (error) => jobFailed(log, "ranking watch", error),
-  );
-  const listener = listen(
-    url,
-    CHANNEL,
-    () => watching.hint(),
-    (error) => jobFailed(log, "listener", error),
-  );
+  const watching = new RankingWatch((query) => ranking.top(query), jobObserverOf(log, "ranking watch"));
+  const listener = listen(url, CHANNEL, () => watching.hint(), jobObserverOf(log, "listener").failed);
   started.add("listener", () => listener.stop());
-  const tail = new EventTail(db, (error) => jobFailed(log, "event tail", error));
+  const tail = new EventTail(db, jobObserverOf(log, "event tail"));
 
   const served = await serve({
     host: config.host,
@@ -219,11 +211,7 @@ function startRelay(config: Config, log: Logger, db: Database, started: Started)
   const sink = sinkOf(config);
   if (!sink) return;
   const relay = new Relay({ db, sink, maxAttempts: config.eventMaxAttempts, observer: relayObserverOf(log, sink) });
-  const job = every(
-    RELAY_INTERVAL,
-    () => relay.run(),
-    (error) => jobFailed(log, "event relay", error),
-  );
+  const job = every(RELAY_INTERVAL, () => relay.run(), jobObserverOf(log, "event relay"));
   started.add("event relay", async () => {
     relay.abort();
     await job.stop();
@@ -250,12 +238,15 @@ function relayObserverOf(log: Logger, { name: sink }: Sink): RelayObserver {
   };
 }
 
-function jobFailed(log: Logger, job: string, err: unknown): void {
-  log.error({ err, job }, "a background job failed");
+function jobObserverOf(log: Logger, job: string): JobObserver {
+  return {
+    failed: (err) => log.error({ err, job }, "a background job failed; it is tried again"),
+    recovered: () => log.info({ job }, "a background job works again"),
+  };
 }
 
 function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ranking: Ranking): Job[] {
-  const failed = (job: string) => (error: unknown) => jobFailed(log, job, error);
+  const observe = (job: string) => jobObserverOf(log, job);
   const forget = async () => {
     const before = new Date(db.now().getTime() - config.eventRetentionMs);
     const sales = { name: SALES, types: rankedTypes };
@@ -272,11 +263,11 @@ function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ra
   };
   const expire = async () => (await orders.expireOverdue(EXPIRE_BATCH)) === EXPIRE_BATCH;
   return [
-    every(PROJECT_INTERVAL, () => ranking.project(), failed("ranking")),
-    every(EXPIRE_INTERVAL, expire, failed("expiry")),
-    every(PURGE_INTERVAL, purge, failed("purge")),
-    every(PURGE_INTERVAL, forget, failed("event retention")),
-    every(PURGE_INTERVAL, dropBuckets, failed("ranking retention")),
+    every(PROJECT_INTERVAL, () => ranking.project(), observe("ranking")),
+    every(EXPIRE_INTERVAL, expire, observe("expiry")),
+    every(PURGE_INTERVAL, purge, observe("purge")),
+    every(PURGE_INTERVAL, forget, observe("event retention")),
+    every(PURGE_INTERVAL, dropBuckets, observe("ranking retention")),
   ];
 }
 

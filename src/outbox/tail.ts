@@ -1,5 +1,5 @@
-import { setTimeout as delay } from "node:timers/promises";
 import type { Database } from "../db/database.ts";
+import { every, type Job, type JobObserver } from "../db/job.ts";
 import { Bell } from "./bell.ts";
 import type { EventType } from "./event.entity.ts";
 import { eventsAfter, isBehind, newestPosition, type Position, type StoredEvent } from "./feed.ts";
@@ -21,17 +21,17 @@ export type EventPage = Readonly<{ events: readonly StoredEvent[]; position: Pos
  */
 export class EventTail {
   readonly #db: Database;
-  readonly #onError: (error: unknown) => void;
+  readonly #observer: JobObserver;
   /** The newest events, in order: all that there are behind `#from`. */
   #kept: StoredEvent[] = [];
   #from: Position | undefined;
   #followers = 0;
   readonly #bell = new Bell();
-  #polling = new AbortController();
+  #polling: Job | undefined;
 
-  constructor(db: Database, onError: (error: unknown) => void) {
+  constructor(db: Database, observer: JobObserver) {
     this.#db = db;
-    this.#onError = onError;
+    this.#observer = observer;
   }
 
   /** How many follow now. */
@@ -48,6 +48,7 @@ export class EventTail {
     types: readonly EventType[],
     signal: AbortSignal,
   ): AsyncGenerator<EventPage, void> {
+    if (signal.aborted) return;
     const wanted = new Set(types);
     this.#followers += 1;
     if (this.#followers === 1) this.#poll();
@@ -66,7 +67,7 @@ export class EventTail {
       }
     } finally {
       this.#followers -= 1;
-      if (this.#followers === 0) this.#polling.abort();
+      if (this.#followers === 0) void this.#polling?.stop();
     }
   }
 
@@ -82,18 +83,9 @@ export class EventTail {
   }
 
   #poll(): void {
-    const polling = new AbortController();
-    const { signal } = polling;
-    this.#polling = polling;
     this.#kept = [];
     this.#from = undefined;
-    const loop = async () => {
-      while (!signal.aborted) {
-        const more = await this.#read(signal).catch((error: unknown) => this.#onError(error));
-        if (!more) await delay(POLL_INTERVAL, undefined, { signal }).catch(() => {});
-      }
-    };
-    void loop();
+    this.#polling = every(POLL_INTERVAL, (signal) => this.#read(signal), this.#observer);
   }
 
   /** Reads new events. Answers whether there may be more. */
@@ -101,7 +93,10 @@ export class EventTail {
     const from = this.#kept.at(-1) ?? this.#from;
     if (!from) {
       const newest = await this.#db.read(newestPosition);
-      if (!signal.aborted) this.#from = newest;
+      if (signal.aborted) return false;
+      this.#from = newest;
+      // Who has read the table meanwhile, a moment too early for the last of these events, waits to hear of it.
+      this.#bell.ring();
       return true;
     }
     const events = await this.#db.read((em) => eventsAfter(em, from, PAGE));

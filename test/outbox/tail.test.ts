@@ -1,7 +1,9 @@
 /** Those who follow events: what they get, and what they leave behind. */
 import { expect, onTestFinished, test, vi } from "vitest";
+import type { Database } from "../../src/db/database.ts";
+import type { JobObserver } from "../../src/db/job.ts";
 import type { EventType } from "../../src/outbox/event.entity.ts";
-import { type Position, START } from "../../src/outbox/feed.ts";
+import { newestPosition, type Position, START } from "../../src/outbox/feed.ts";
 import { EventTail } from "../../src/outbox/tail.ts";
 import { connect, open } from "../db/harness.ts";
 import { createDatabase } from "../support/database.ts";
@@ -11,9 +13,14 @@ async function openTail() {
   const url = await createDatabase();
   const { db } = await open(url);
   const failures: unknown[] = [];
-  const tail = new EventTail(db, (error) => failures.push(error));
+  const tail = new EventTail(db, observerOf(failures));
   return { url, db, tail, failures, client: await connect(url) };
 }
+
+const observerOf = (failures: unknown[]): JobObserver => ({
+  failed: (error) => failures.push(error),
+  recovered: () => {},
+});
 
 /** Somebody who follows, with what they have got so far. */
 function follow(tail: EventTail, after: Position | undefined, types: readonly EventType[] = []) {
@@ -45,6 +52,24 @@ test("all events, those that are there and those that come, in order and once, t
   followers.push(follow(tail, START));
   for (const { got } of followers) await vi.waitFor(() => expect(got).toHaveLength(670), soon);
   for (const { got } of followers) expect(got).toEqual(ids);
+});
+
+test("an event that comes while the first one begins to follow waits for no other one", async () => {
+  const { db, client } = await openTail();
+  const [looked, mayLook] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  // The tail finds out where it begins after the follower has found nothing, and after the event.
+  const read: Database["read"] = async (query) => {
+    if ((query as unknown) === newestPosition) await mayLook.promise;
+    const result = await db.read(query);
+    looked.resolve();
+    return result;
+  };
+  const follower = follow(new EventTail({ read } as Database, observerOf([])), START);
+  await looked.promise;
+  const [id] = await addEvents(client, aggregates(1));
+  await vi.waitFor(async () => expect((await db.read(newestPosition)).id).toBe(id), soon);
+  mayLook.resolve();
+  await vi.waitFor(() => expect(follower.got).toEqual([id]), soon);
 });
 
 test("whoever goes on from its last position misses nothing and gets nothing twice", async () => {
