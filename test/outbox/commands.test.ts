@@ -106,6 +106,9 @@ test("events are kept as long as wanted, and longer while somebody has not got t
   const first = Buffer.from(`${events[0]?.xid}:${events[0]?.id}`).toString("base64url");
   await expect(next(first)).rejects.toMatchObject({ reason: "POSITION_EXPIRED" });
   expect((await next("")).events[0]?.aggregateid).toBe(sick);
+  // A position of another database, or of this one before it was restored.
+  const far = Buffer.from(`9000000000000000000:${events[0]?.id}`).toString("base64url");
+  await expect(next(far)).rejects.toMatchObject({ reason: "POSITION_INVALID" });
 });
 
 describe("npm run watch", () => {
