@@ -39,6 +39,7 @@ import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
 import { fileSink } from "./outbox/file-sink.ts";
 import { httpSink } from "./outbox/http-sink.ts";
+import { assertNotRestored } from "./outbox/rebase.ts";
 import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
 import { purgeEvents } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
@@ -158,6 +159,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const orm = await createOrm({ url, poolSize: config.databasePool, entities });
   started.add("database connections", () => orm.close());
   await migrate(orm);
+  await assertNotRestored(orm.em.fork());
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
