@@ -26,7 +26,7 @@ import type { BatchObserver } from "./db/batch.ts";
 import { Database } from "./db/database.ts";
 import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
 import { purgeAnswers } from "./db/idempotency.ts";
-import { every, type Job } from "./db/job.ts";
+import { every, type Job, type JobObserver } from "./db/job.ts";
 import { listen } from "./db/listen.ts";
 import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
@@ -39,6 +39,7 @@ import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
 import { fileSink } from "./outbox/file-sink.ts";
 import { httpSink } from "./outbox/http-sink.ts";
+import { assertNotRestored } from "./outbox/rebase.ts";
 import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
 import { purgeEvents } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
@@ -110,9 +111,9 @@ const PART_STOP = 1_000;
 
 type Part = Readonly<{ name: string; stop: () => Promise<unknown>; limitMs: number }>;
 
-/** What has been started so far, to be stopped in the opposite order. */
+/** What has been started so far, to be stopped in the opposite order: some parts at the same time. */
 class Started {
-  readonly #parts: Part[] = [];
+  readonly #parts: Part[][] = [];
   readonly #log: Logger;
 
   constructor(log: Logger) {
@@ -120,23 +121,32 @@ class Started {
   }
 
   add(name: string, stop: () => Promise<unknown>, limitMs = PART_STOP): void {
-    this.#parts.push({ name, stop, limitMs });
+    this.#parts.push([{ name, stop, limitMs }]);
+  }
+
+  /** Of several that run beside each other, and are stopped so. */
+  addBeside(name: string, stop: () => Promise<unknown>): void {
+    this.#parts.at(-1)?.push({ name, stop, limitMs: PART_STOP });
   }
 
   /** A part that hangs or fails does not keep the others from stopping. Answers whether there was none. */
   async stop(): Promise<boolean> {
     let clean = true;
-    for (let part = this.#parts.pop(); part; part = this.#parts.pop()) {
-      const { name, stop, limitMs } = part;
-      try {
-        if (await within(stop(), limitMs)) continue;
-        this.#log.error({ part: name, limitMs }, "this part did not stop in time");
-      } catch (err) {
-        this.#log.error({ part: name, err }, "this part failed to stop");
-      }
-      clean = false;
+    for (let parts = this.#parts.pop(); parts; parts = this.#parts.pop()) {
+      const stopped = await Promise.all(parts.map((part) => this.#stop(part)));
+      clean &&= stopped.every(Boolean);
     }
     return clean;
+  }
+
+  async #stop({ name, stop, limitMs }: Part): Promise<boolean> {
+    try {
+      if (await within(stop(), limitMs)) return true;
+      this.#log.error({ part: name, limitMs }, "this part did not stop in time");
+    } catch (err) {
+      this.#log.error({ part: name, err }, "this part failed to stop");
+    }
+    return false;
   }
 }
 
@@ -159,6 +169,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const orm = await createOrm({ url, poolSize: config.databasePool, entities });
   started.add("database connections", () => orm.close());
   await migrate(orm);
+  await assertNotRestored(orm.em.fork());
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
@@ -167,18 +178,10 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const jobs = startJobs(config, log, db, orders, ranking);
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
   startRelay(config, log, db, started);
-  const watching = new RankingWatch(
-    (query) => ranking.top(query),
-    (error) => jobFailed(log, "ranking watch", error),
-  );
-  const listener = listen(
-    url,
-    CHANNEL,
-    () => watching.hint(),
-    (error) => jobFailed(log, "listener", error),
-  );
-  started.add("listener", () => listener.stop());
-  const tail = new EventTail(db, (error) => jobFailed(log, "event tail", error));
+  const watching = new RankingWatch((query) => ranking.top(query), jobObserverOf(log, "ranking watch"));
+  const listener = listen(url, CHANNEL, () => watching.hint(), jobObserverOf(log, "listener").failed);
+  started.addBeside("listener", () => listener.stop());
+  const tail = new EventTail(db, jobObserverOf(log, "event tail"));
 
   const served = await serve({
     host: config.host,
@@ -220,9 +223,11 @@ function startRelay(config: Config, log: Logger, db: Database, started: Started)
   const sink = sinkOf(config);
   if (!sink) return;
   const relay = new Relay({ db, sink, maxAttempts: config.eventMaxAttempts, observer: relayObserverOf(log, sink) });
-  const failed = (error: unknown) => jobFailed(log, "event relay", error);
-  const jobs = [every(RELAY_INTERVAL, () => relay.run(), failed), every(RETRY_INTERVAL, () => relay.retry(), failed)];
-  started.add("event relay", async () => {
+  const jobs = [
+    every(RELAY_INTERVAL, () => relay.run(), jobObserverOf(log, "event relay")),
+    every(RETRY_INTERVAL, () => relay.retry(), jobObserverOf(log, "event retries")),
+  ];
+  started.addBeside("event relay", async () => {
     relay.abort();
     await Promise.all(jobs.map((job) => job.stop()));
     await relay.close();
@@ -248,12 +253,15 @@ function relayObserverOf(log: Logger, { name: sink }: Sink): RelayObserver {
   };
 }
 
-function jobFailed(log: Logger, job: string, err: unknown): void {
-  log.error({ err, job }, "a background job failed");
+function jobObserverOf(log: Logger, job: string): JobObserver {
+  return {
+    failed: (err) => log.error({ err, job }, "a background job failed; it is tried again"),
+    recovered: () => log.info({ job }, "a background job works again"),
+  };
 }
 
 function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ranking: Ranking): Job[] {
-  const failed = (job: string) => (error: unknown) => jobFailed(log, job, error);
+  const observe = (job: string) => jobObserverOf(log, job);
   const forget = async () => {
     const before = new Date(db.now().getTime() - config.eventRetentionMs);
     const sales = { name: SALES, types: rankedTypes };
@@ -270,11 +278,11 @@ function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ra
   };
   const expire = async () => (await orders.expireOverdue(EXPIRE_BATCH)) === EXPIRE_BATCH;
   return [
-    every(PROJECT_INTERVAL, () => ranking.project(), failed("ranking")),
-    every(EXPIRE_INTERVAL, expire, failed("expiry")),
-    every(PURGE_INTERVAL, purge, failed("purge")),
-    every(PURGE_INTERVAL, forget, failed("event retention")),
-    every(PURGE_INTERVAL, dropBuckets, failed("ranking retention")),
+    every(PROJECT_INTERVAL, () => ranking.project(), observe("ranking")),
+    every(EXPIRE_INTERVAL, expire, observe("expiry")),
+    every(PURGE_INTERVAL, purge, observe("purge")),
+    every(PURGE_INTERVAL, forget, observe("event retention")),
+    every(PURGE_INTERVAL, dropBuckets, observe("ranking retention")),
   ];
 }
 

@@ -1,13 +1,12 @@
 import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import type { EventType } from "../outbox/event.entity.ts";
-import { type Position, START, type StoredEvent } from "../outbox/feed.ts";
-import { isPurged } from "../outbox/retention.ts";
+import { isAhead, type Position, START, type StoredEvent } from "../outbox/feed.ts";
 import type { EventTail } from "../outbox/tail.ts";
 
 export type { EventType, StoredEvent };
 
-/** Some events, and the position to go on from, as a caller has it. */
+/** Some events, or none, and the position to go on from, as a caller has it. */
 export type Events = Readonly<{ events: readonly StoredEvent[]; position: string }>;
 
 const LATEST = "latest";
@@ -26,12 +25,12 @@ export class EventFeed {
    * The events behind a position ("" is from the first one kept, `latest` from now on), of these types or of all, and then
    * those that happen, until `signal` fires.
    *
-   * @throws DomainError POSITION_INVALID; POSITION_EXPIRED when events behind it are no longer kept
+   * @throws DomainError POSITION_INVALID; POSITION_EXPIRED when events behind it are no longer kept, also in the middle
    */
   async *stream(after: string, types: readonly EventType[], signal: AbortSignal): AsyncGenerator<Events, void> {
     const from = after === LATEST ? undefined : positionOf(after);
-    if (from && after !== "" && (await this.#db.read((em) => isPurged(em, from)))) {
-      throw new DomainError("POSITION_EXPIRED", "events behind this position are no longer kept");
+    if (from && (await this.#db.read((em) => isAhead(em, from)))) {
+      throw new DomainError("POSITION_INVALID", "this database has not come to this position; it is of another one");
     }
     for await (const { events, position } of this.#tail.follow(from, types, signal)) {
       yield { events, position: textOf(position) };

@@ -43,13 +43,28 @@ export async function eventsAfter(em: EntityManager, { xid, id }: Position, limi
   return rows.map(toStoredEvent);
 }
 
-/** The last event that can be read now, or START. */
+/** The row of `event_reader` that says how far events have been deleted. */
+export const PURGED = "purged";
+
+/** The last event that can be read now, or that was deleted if there is none behind it; START when there never was one. */
 export async function newestPosition(em: EntityManager): Promise<Position> {
   const [row] = await em.execute<Position[]>(
-    `select e.xid::text as xid, e.id from event e where e.xid < pg_snapshot_xmin(pg_current_snapshot())
-      order by e.xid desc, e.id desc limit 1`,
+    `select xid::text as xid, id from (
+       (select e.xid, e.id from event e where e.xid < pg_snapshot_xmin(pg_current_snapshot())
+         order by e.xid desc, e.id desc limit 1)
+       union all select r.xid, r.event_id from event_reader r where r.name = '${PURGED}') newest
+      order by newest.xid desc, newest.id desc limit 1`,
   );
   return row ?? START;
+}
+
+/** Whether no transaction of this database can have written an event there: it has not come so far. */
+export async function isAhead(em: EntityManager, { xid }: Position): Promise<boolean> {
+  const [row] = await em.execute<{ ahead: boolean }[]>(
+    "select ?::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) as ahead",
+    [xid],
+  );
+  return row?.ahead === true;
 }
 
 /** Whether `one` comes behind `other`. */

@@ -1,9 +1,6 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import { type EventType, eventTypes } from "./event.entity.ts";
-import type { Position } from "./feed.ts";
-
-/** The row of `event_reader` that says how far events have been deleted. */
-const PURGED = "purged";
+import { type Position, PURGED, START } from "./feed.ts";
 
 /** Who has to have an event before it is deleted, and of which types; left out: of all. */
 export type Reader = Readonly<{ name: string; types?: readonly EventType[] }>;
@@ -39,17 +36,21 @@ export async function purgeEvents(
   return row?.deleted ?? 0;
 }
 
-/** Whether events behind a position have been deleted, so that who goes on from there would miss some. */
-export async function isPurged(em: EntityManager, { xid, id }: Position): Promise<boolean> {
-  const rows = await em.execute(
-    `select from event_reader where name = '${PURGED}' and (xid, event_id) > (?::xid8, ?::uuid)`,
-    [xid, id],
+/** The last event, in the order in which everybody gets them, that has been deleted; START when none was. */
+export async function purgedPosition(em: EntityManager): Promise<Position> {
+  const [row] = await em.execute<Position[]>(
+    `select xid::text as xid, event_id as id from event_reader where name = '${PURGED}'`,
   );
-  return rows.length > 0;
+  return row ?? START;
 }
 
 /** The smallest UUIDv7 of a millisecond. */
 function firstIdAt(time: Date): string {
   const hex = Math.max(0, time.getTime()).toString(16).padStart(12, "0");
   return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000000`;
+}
+
+/** The millisecond in which a UUIDv7 was made. */
+export function timeOf(id: string): Date {
+  return new Date(Number.parseInt(id.replace("-", "").slice(0, 12), 16));
 }

@@ -17,15 +17,16 @@ export const RANKED = `e.type in (${rankedTypes.map((type) => `'${type}'`).join(
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
  * it), adds their units to the buckets of the hours in which they were paid, and moves the position. A cancelled order
- * that had been paid is counted back in the hour of its payment.
+ * that had been paid is counted back in the hour of its payment. `only`: of the events `e` only those that it holds for.
  */
-export const projection = (reader: string, buckets: string) => `
+export const projection = (reader: string, buckets: string, only = "true") => `
   with position as (
     select xid, event_id from event_reader where name = '${reader}' for update skip locked
   ), batch as (
     select e.xid, e.id, e.type, e.payload
       from event e, position p
      where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
+       and ${only}
      order by e.xid, e.id limit ?
   ), sold as (
     select line.variant_id, line.product_id,

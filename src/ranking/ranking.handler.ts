@@ -1,4 +1,4 @@
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
 import {
@@ -6,6 +6,8 @@ import {
   type ListTopProductsResponseSchema,
   RankingGroup,
   type RankingService,
+  type WatchTopProductsResponse,
+  WatchTopProductsResponseSchema,
 } from "../../gen/shop/v1/ranking_pb.ts";
 import type { Ranking } from "./ranking.service.ts";
 import type { Top, TopQuery } from "./top.ts";
@@ -20,7 +22,7 @@ export function rankingHandler(ranking: Ranking, watching: RankingWatch): Servic
       return toResponse(await ranking.top(queryOf(request)));
     },
     async *watchTopProducts(request, context) {
-      for await (const top of watching.watch(queryOf(request), context.signal)) yield toResponse(top);
+      for await (const top of watching.watch(queryOf(request), context.signal)) yield toShared(top);
     },
   };
 }
@@ -38,4 +40,13 @@ function toResponse({
     products: products.map((product, index) => ({ ...product, rank: index + 1 })),
     asOf: timestampFromDate(asOf),
   };
+}
+
+const shared = new WeakMap<Top, WatchTopProductsResponse>();
+
+/** The message of an answer that many get: one for all of them. */
+function toShared(top: Top): WatchTopProductsResponse {
+  const response = shared.get(top) ?? create(WatchTopProductsResponseSchema, toResponse(top));
+  shared.set(top, response);
+  return response;
 }

@@ -189,6 +189,8 @@ export class Call {
   async *stream(request: Message, context: HandlerContext): AsyncGenerator<Message, void> {
     let answers: AsyncIterator<unknown> | undefined;
     try {
+      // It was given up while it was being found out who calls.
+      if (this.#abandoned !== undefined) throw this.#abandoned;
       this.#check(request);
       answers = (this.rpc.impl(request, context) as AsyncIterable<unknown>)[Symbol.asyncIterator]();
       for (;;) {

@@ -6,8 +6,9 @@ import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { DomainError } from "../error.ts";
 import { type Arrival, type Call, callKey, type Rpc, requestIdOf } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, type Door, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { DEFAULT_DEADLINE_MS, type Door, gone, KEEPALIVE_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { isMapped } from "./error-map.ts";
+import { encodeStreamed } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
 
 export type ConnectDoorOptions = Readonly<{
@@ -67,9 +68,9 @@ function callOf(context: HandlerContext): Call {
  * Where answers are sent in envelopes, the library puts what it finds wrong with a message into the answer and tells
  * nobody before: the one failure of ours that could leave the house unmapped.
  */
-function assertEncodable(call: Call, message: Message): void {
+function assertEncodable(call: Call, message: Message, encode: typeof encodeStreamed = toBinary): void {
   try {
-    toBinary(call.rpc.method.output, message);
+    encode(call.rpc.method.output, message);
   } catch (error) {
     throw call.refuse(error);
   }
@@ -90,7 +91,7 @@ async function serveUnary(request: Message, context: HandlerContext): Promise<Me
 async function* serveStream(request: Message, context: HandlerContext): AsyncGenerator<Message, void> {
   const call = callOf(context);
   for await (const message of call.stream(request, context)) {
-    assertEncodable(call, message);
+    assertEncodable(call, message, encodeStreamed);
     yield message;
   }
 }
@@ -241,8 +242,16 @@ async function closeServer(server: Server, leaveMs: number): Promise<void> {
 export async function openConnectDoor(pipeline: Pipeline, options: ConnectDoorOptions): Promise<Door> {
   const unsent: Unsent = new Set();
   const server = createServer(
+    // Callers that have gone without a word are found out, and their streams ended, as at the gRPC door.
     // A request must be there in time, so that nobody holds a socket by sending slowly; answers may take as they like.
-    { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 60_000, connectionsCheckingInterval: 5_000 },
+    {
+      keepAlive: true,
+      keepAliveInitialDelay: KEEPALIVE_MS,
+      headersTimeout: 10_000,
+      requestTimeout: 30_000,
+      keepAliveTimeout: 60_000,
+      connectionsCheckingInterval: 5_000,
+    },
     createListener(unsent, pipeline, options),
   );
   const port = await listen(server, "HTTP_PORT", options.host, options.port);

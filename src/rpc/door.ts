@@ -7,6 +7,9 @@ export const MAX_REQUEST_BYTES = 1024 * 1024;
 /** How long a unary call may take when the caller does not say. */
 export const DEFAULT_DEADLINE_MS = 30_000;
 
+/** Of a connection that has been quiet for so long, in milliseconds, it is found out whether the caller is still there. */
+export const KEEPALIVE_MS = 60_000;
+
 /** How long callers may take at least, in milliseconds, to read what is left and to leave, once all calls have ended. */
 export const FLUSH_MS = 1_000;
 

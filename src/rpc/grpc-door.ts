@@ -9,18 +9,15 @@ import {
   type ServerWritableStream,
 } from "@grpc/grpc-js";
 import type { Call, Rpc } from "./call.ts";
-import { type Door, gone, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
+import { type Door, gone, KEEPALIVE_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { GrpcContext } from "./grpc-context.ts";
 import { addHealth, addReflection } from "./grpc-extras.ts";
 import { asBuffer, explain, toStatus, unimplemented } from "./grpc-status.ts";
 import { decode, leave, UnaryCall } from "./grpc-unary.ts";
-import { encodeAnswer } from "./handler.ts";
+import { encodeStreamed } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
 
 type Stream = ServerWritableStream<Buffer, Buffer>;
-
-/** Dead callers are found out, and their streams ended, within this time. */
-const KEEPALIVE_MS = 60_000;
 
 function writable(stream: Stream): Promise<void> {
   return new Promise((resolve) => {
@@ -41,7 +38,7 @@ async function pump(stream: Stream, call: Call, context: GrpcContext): Promise<v
     if (!begun) stream.sendMetadata(context.header());
     begun = true;
     if (stream.cancelled) return;
-    if (!stream.write(asBuffer(encodeAnswer(call.rpc.method.output, message)))) await writable(stream);
+    if (!stream.write(asBuffer(encodeStreamed(call.rpc.method.output, message)))) await writable(stream);
   }
   if (!begun) stream.sendMetadata(context.header());
 }

@@ -13,12 +13,21 @@ import { Replayed, type Write } from "../db/command.ts";
 import { callerOf } from "./call.ts";
 import { encode } from "./encode.ts";
 
-/** Answers whose bytes are there already, because they were stored: the gRPC door sends those and encodes nothing. */
+/** Answers whose bytes are there already, because they were stored or sent before: the gRPC door encodes nothing then. */
 const encoded = new WeakMap<Message, Uint8Array>();
 
 /** The answer as bytes, made now unless it was made before. */
 export function encodeAnswer(output: DescMessage, answer: Message): Uint8Array {
   return encoded.get(answer) ?? encode(output, answer);
+}
+
+/** A message of a stream as bytes: one that is sent to many is encoded once. It must not change any more. */
+export function encodeStreamed(output: DescMessage, message: Message): Uint8Array {
+  const known = encoded.get(message);
+  if (known) return known;
+  const bytes = encode(output, message);
+  encoded.set(message, bytes);
+  return bytes;
 }
 
 function remember<M extends Message>({ answer, bytes }: { answer: M; bytes: Uint8Array }): M {

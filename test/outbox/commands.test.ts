@@ -102,8 +102,7 @@ describe("npm run events", () => {
 
 test("events are kept as long as wanted, and longer while somebody has not got them", async () => {
   const { db, receiver, client, runUntil } = await openRelay();
-  const failures: unknown[] = [];
-  const feed = new EventFeed(db, new EventTail(db, (error) => failures.push(error)));
+  const feed = new EventFeed(db, new EventTail(db, { failed: () => {}, recovered: () => {} }));
   const next = async (after: string) => {
     const stream = feed.stream(after, [], AbortSignal.timeout(10_000));
     const { value } = await stream.next().finally(() => stream.return());
@@ -134,6 +133,9 @@ test("events are kept as long as wanted, and longer while somebody has not got t
   const first = Buffer.from(`${events[0]?.xid}:${events[0]?.id}`).toString("base64url");
   await expect(next(first)).rejects.toMatchObject({ reason: "POSITION_EXPIRED" });
   expect((await next("")).events[0]?.aggregateid).toBe(sick);
+  // A position of another database, or of this one before it was restored.
+  const far = Buffer.from(`9000000000000000000:${events[0]?.id}`).toString("base64url");
+  await expect(next(far)).rejects.toMatchObject({ reason: "POSITION_INVALID" });
 });
 
 describe("npm run watch", () => {

@@ -36,11 +36,7 @@ async function openProcesses() {
 
 /** Runs in the background, as the service does it. What it has to say is not asked for. */
 function background(relay: Relay): void {
-  const job = every(
-    20,
-    () => relay.run(),
-    () => {},
-  );
+  const job = every(20, () => relay.run(), { failed() {}, recovered() {} });
   onTestFinished(() => {
     relay.abort();
     return job.stop();

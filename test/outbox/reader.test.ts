@@ -1,4 +1,5 @@
 /** Callers of streams that never read: they cost no memory, and hold up nobody. */
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { connect as connectHttp2 } from "node:http2";
 import { connect as connectTcp } from "node:net";
@@ -50,7 +51,8 @@ test("streams that nobody reads, through both doors: the process stays as it is,
   await readAll();
   const before = residentMb(server.pid);
   const deaf = Array.from({ length: STREAMS }, () => open().pause());
-  await Promise.all(deaf.map((stream) => new Promise((resolve) => stream.once("response", resolve))));
+  const statuses = deaf.map((stream) => once(stream, "response").then(([headers]) => headers[":status"]));
+  expect(new Set(await Promise.all(statuses))).toEqual(new Set([200]));
   const sockets = Array.from({ length: STREAMS }, () => {
     const socket = connectTcp(server.httpPort, "127.0.0.1");
     const body = `${String.fromCharCode(0, 0, 0, 0, 2)}{}`;
@@ -58,9 +60,15 @@ test("streams that nobody reads, through both doors: the process stays as it is,
       `POST ${PATH} HTTP/1.1\r\nhost: shop\r\nauthorization: Bearer ${token}\r\n` +
         `content-type: application/connect+json\r\nconnect-protocol-version: 1\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
     );
-    return socket.pause();
+    return socket;
   });
   onTestFinished(() => sockets.forEach((socket) => void socket.destroy()));
+  // They read that their stream has begun, and nothing more.
+  for (const socket of sockets) {
+    const [begin] = await once(socket, "data");
+    socket.pause();
+    expect(String(begin)).toMatch(/^HTTP\/1\.1 200 /);
+  }
 
   await readAll();
   // 40 streams of 30 MB each would be more than a gigabyte.

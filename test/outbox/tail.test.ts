@@ -1,29 +1,38 @@
 /** Those who follow events: what they get, and what they leave behind. */
 import { expect, onTestFinished, test, vi } from "vitest";
+import type { Database } from "../../src/db/database.ts";
+import type { JobObserver } from "../../src/db/job.ts";
 import type { EventType } from "../../src/outbox/event.entity.ts";
-import { type Position, START } from "../../src/outbox/feed.ts";
+import { newestPosition, type Position, START } from "../../src/outbox/feed.ts";
+import { purgeEvents } from "../../src/outbox/retention.ts";
 import { EventTail } from "../../src/outbox/tail.ts";
 import { connect, open } from "../db/harness.ts";
 import { createDatabase } from "../support/database.ts";
 import { addEvents, aggregates } from "./receiver.ts";
 
-async function openTail() {
+async function openTail(tellInterval?: number) {
   const url = await createDatabase();
   const { db } = await open(url);
   const failures: unknown[] = [];
-  const tail = new EventTail(db, (error) => failures.push(error));
+  const tail = new EventTail(db, observerOf(failures), tellInterval);
   return { url, db, tail, failures, client: await connect(url) };
 }
+
+const observerOf = (failures: unknown[]): JobObserver => ({
+  failed: (error) => failures.push(error),
+  recovered: () => {},
+});
 
 /** Somebody who follows, with what they have got so far. */
 function follow(tail: EventTail, after: Position | undefined, types: readonly EventType[] = []) {
   const leaving = new AbortController();
   const got: string[] = [];
-  const state = { got, position: after, leave: () => leaving.abort(), ended: Promise.resolve() };
+  const state = { got, position: after, pages: 0, leave: () => leaving.abort(), ended: Promise.resolve() };
   state.ended = (async () => {
     for await (const { events, position } of tail.follow(after, types, leaving.signal)) {
       got.push(...events.map(({ id }) => id));
       state.position = position;
+      state.pages += 1;
     }
   })();
   onTestFinished(async () => {
@@ -45,6 +54,24 @@ test("all events, those that are there and those that come, in order and once, t
   followers.push(follow(tail, START));
   for (const { got } of followers) await vi.waitFor(() => expect(got).toHaveLength(670), soon);
   for (const { got } of followers) expect(got).toEqual(ids);
+});
+
+test("an event that comes while the first one begins to follow waits for no other one", async () => {
+  const { db, client } = await openTail();
+  const [looked, mayLook] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  // The tail finds out where it begins after the follower has found nothing, and after the event.
+  const read: Database["read"] = async (query) => {
+    if ((query as unknown) === newestPosition) await mayLook.promise;
+    const result = await db.read(query);
+    looked.resolve();
+    return result;
+  };
+  const follower = follow(new EventTail({ read } as Database, observerOf([])), START);
+  await looked.promise;
+  const [id] = await addEvents(client, aggregates(1));
+  await vi.waitFor(async () => expect((await db.read(newestPosition)).id).toBe(id), soon);
+  mayLook.resolve();
+  await vi.waitFor(() => expect(follower.got).toEqual([id]), soon);
 });
 
 test("whoever goes on from its last position misses nothing and gets nothing twice", async () => {
@@ -101,6 +128,61 @@ test("who does not read for a while holds up nobody, and goes on from where it w
   while (got.length < ids.length) got.push(...((await slow.next()).value?.events ?? []).map(({ id }) => id));
   expect(got).toEqual(ids);
   await slow.return();
+});
+
+/** Deletes the oldest events that need not be kept, whatever their age. */
+const purge = (db: Database, count: number) =>
+  db.maintain((em) => purgeEvents(em, new Date(Date.now() + 60_000), count, []));
+
+test("who was overtaken by the end of the events that are kept is told, and not left with a gap", async () => {
+  const { db, tail, client } = await openTail();
+  const slow = tail.follow(START, [], AbortSignal.timeout(20_000));
+  const before = tail.follow(undefined, [], AbortSignal.timeout(20_000));
+  await addEvents(client, aggregates(10));
+  const quick = follow(tail, START);
+  await vi.waitFor(() => expect(quick.got).toHaveLength(10), soon);
+  for (const one of [slow, before]) expect((await one.next()).done).toBe(false);
+  // More than are kept in memory.
+  for (let round = 0; round < 30; round += 1) await addEvents(client, aggregates(100), round);
+  await vi.waitFor(() => expect(quick.got).toHaveLength(3_010), soon);
+  expect(await purge(db, 500)).toBe(500);
+  for (const one of [slow, before]) await expect(one.next()).rejects.toMatchObject({ reason: "POSITION_EXPIRED" });
+  await addEvents(client, aggregates(1));
+  await vi.waitFor(() => expect(quick.got).toHaveLength(3_011), soon);
+});
+
+test("who begins at the start gets all that is kept, also what lies in front of deleted events", async () => {
+  const { db, tail, client } = await openTail();
+  const ids = await addEvents(client, aggregates(250));
+  await client.query(
+    `insert into event_undelivered (aggregateid, event_id, aggregatetype, xid, attempts, retry_time, dead, last_error)
+     select aggregateid, id, aggregatetype, xid, 1, now(), true, '' from event`,
+  );
+  await addEvents(client, aggregates(10));
+  expect(await purge(db, 500)).toBe(10);
+  const follower = follow(tail, START);
+  ids.push(...(await addEvents(client, aggregates(5))));
+  await vi.waitFor(() => expect(follower.got).toEqual(ids), soon);
+});
+
+test("who gets no event hears how far it has come: at once from now on, and then now and then", async () => {
+  const { tail, client } = await openTail(300);
+  await addEvents(client, aggregates(5));
+  const follower = follow(tail, undefined, ["order.paid"]);
+  await vi.waitFor(() => expect(follower.pages).toBe(1), soon);
+  const ids = await addEvents(client, aggregates(3));
+  await vi.waitFor(() => expect(follower.position?.id).toBe(ids.at(-1)), soon);
+  expect(follower).toMatchObject({ got: [], pages: 2 });
+  // There is nothing new to say.
+  await new Promise((resolve) => setTimeout(resolve, 1_000));
+  expect(follower.pages).toBe(2);
+});
+
+test("who gets no event out of very many hears how far it has come in between", async () => {
+  const { tail, client } = await openTail();
+  for (let round = 0; round < 21; round += 1) await addEvents(client, aggregates(500), round);
+  const follower = follow(tail, START, ["order.paid"]);
+  await vi.waitFor(() => expect(follower).toMatchObject({ got: [], pages: 1 }), soon);
 });
 
 test("a thousand who come and go leave nothing behind, and nobody looks for events any more", async () => {

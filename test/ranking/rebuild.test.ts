@@ -1,6 +1,12 @@
 /** The ranking counted anew from the events gives the same answer, also while sales go on. */
+import { randomUUID } from "node:crypto";
 import { join } from "node:path";
+import { v7 } from "uuid";
 import { expect, onTestFinished, test } from "vitest";
+import { purgeEvents } from "../../src/outbox/retention.ts";
+import { Ranking } from "../../src/ranking/ranking.service.ts";
+import { rebuildRanking } from "../../src/ranking/rebuild.ts";
+import { connect, hold, open } from "../db/harness.ts";
 import { openDatabase, rankingCaughtUp } from "../exact/audit.ts";
 import { GrpcClient } from "../exact/clients.ts";
 import { clientsOf, fresh, many, newUser, newVariant, serverOn, tokenOf } from "../exact/shop.ts";
@@ -55,4 +61,85 @@ test("npm run ranking -- rebuild", async () => {
     { name: "sales" },
     { name: "sink" },
   ]);
+});
+
+const HOUR = 3_600_000;
+const hourOf = (time: Date) => new Date(Math.floor(time.getTime() / HOUR) * HOUR);
+
+/** A ranking whose events are written by the test, and counted in this process. */
+async function openRanking() {
+  const url = await createDatabase();
+  const { db } = await open(url);
+  const database = openDatabase(url);
+  const client = await connect(url);
+  const ranking = new Ranking(db);
+  const variantId = randomUUID();
+  /** Something happens to an order that was paid at that time. */
+  const happen = async (type: "order.paid" | "order.cancelled", payTime: Date, quantity: number, time = payTime) => {
+    const lines = [{ variant_id: variantId, product_id: variantId, quantity }];
+    await client.query(
+      "insert into event (id, aggregatetype, aggregateid, type, payload, create_time) values ($1, 'order', $2, $3, $4, $5)",
+      [v7({ msecs: time.getTime() }), randomUUID(), type, { pay_time: payTime, lines }, time],
+    );
+  };
+  const caughtUp = () => rankingCaughtUp(database, async () => void (await ranking.project()));
+  const buckets = async () => {
+    const { rows } = await client.query("select hour, quantity::int from ranking_bucket order by hour");
+    return rows.map(({ hour, quantity }) => [hour, quantity]);
+  };
+  return { url, db, client, happen, caughtUp, buckets };
+}
+
+test("hours whose events are no longer kept stay as they are, and are not counted back for later events", async () => {
+  const { db, client, happen, caughtUp, buckets } = await openRanking();
+  const ago = (hours: number) => new Date(Date.now() - hours * HOUR);
+  const [long, short] = [ago(120), ago(1)];
+  await happen("order.paid", long, 10);
+  await happen("order.paid", long, 4);
+  await happen("order.cancelled", long, 4, ago(24));
+  await happen("order.paid", short, 3);
+  await caughtUp();
+  expect(await db.maintain((em) => purgeEvents(em, ago(48), 100, []))).toBe(2);
+  // What was paid before the end of what is kept, and cancelled later.
+  await happen("order.cancelled", long, 1, ago(0));
+  await caughtUp();
+  const right = [
+    [hourOf(long), 9],
+    [hourOf(short), 3],
+  ];
+  expect(await buckets()).toEqual(right);
+  await client.query("update ranking_bucket set quantity = 100 where hour = $1", [hourOf(short)]);
+  // Not counted yet: it is counted by whoever counts sales, and once.
+  await happen("order.cancelled", long, 2, ago(0));
+  await happen("order.paid", short, 5);
+  await rebuildRanking(db, () => {});
+  expect(await buckets()).toEqual(right);
+  await caughtUp();
+  expect(await buckets()).toEqual([
+    [hourOf(long), 7],
+    [hourOf(short), 8],
+  ]);
+});
+
+test("one at a time: a second one is refused at once, until the first has ended or died", async () => {
+  const { url, db, client, happen, caughtUp, buckets } = await openRanking();
+  const now = new Date();
+  await happen("order.paid", now, 3);
+  await caughtUp();
+  const projector = await hold(url, "select from event_reader where name = 'sales' for update");
+  const first = rebuildRanking(db, () => {});
+  await projector.waiting(1);
+  const began = performance.now();
+  await expect(rebuildRanking(db, () => {})).rejects.toThrow("somebody rebuilds the ranking already");
+  expect(performance.now() - began).toBeLessThan(2_000);
+  await projector.release();
+  await first;
+  expect(await buckets()).toEqual([[hourOf(now), 3]]);
+  // Somebody else is at it, and then has not been heard of for too long.
+  const other = "insert into event_reader values ('sales.rebuild', $1, now() + interval '1 minute', '7', $1)";
+  await client.query(other, [randomUUID()]);
+  await expect(rebuildRanking(db, () => {})).rejects.toThrow("somebody rebuilds the ranking already");
+  await client.query("update event_reader set lease_end = now() - interval '1 second' where name = 'sales.rebuild'");
+  await rebuildRanking(db, () => {});
+  expect(await buckets()).toEqual([[hourOf(now), 3]]);
 });

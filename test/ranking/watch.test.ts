@@ -1,7 +1,10 @@
 /** The live top: who watches gets the answer, and then each change of it; nothing is left behind when they go. */
 import { randomUUIDv7 } from "node:crypto";
+import { create } from "@bufbuild/protobuf";
+import type { HandlerContext } from "@connectrpc/connect";
 import { beforeAll, expect, onTestFinished, test, vi } from "vitest";
-import { RankingService } from "../../gen/shop/v1/ranking_pb.ts";
+import { RankingService, WatchTopProductsRequestSchema } from "../../gen/shop/v1/ranking_pb.ts";
+import { rankingHandler } from "../../src/ranking/ranking.handler.ts";
 import { Ranking } from "../../src/ranking/ranking.service.ts";
 import type { Top } from "../../src/ranking/top.ts";
 import { RankingWatch } from "../../src/ranking/watch.ts";
@@ -28,10 +31,10 @@ async function openRanking(now = NOW) {
   const client = await connect(url);
   const ranking = new Ranking(db);
   const failures: unknown[] = [];
-  const watching = new RankingWatch(
-    (query) => ranking.top(query),
-    (error) => failures.push(error),
-  );
+  const watching = new RankingWatch((query) => ranking.top(query), {
+    failed: (error) => failures.push(error),
+    recovered: () => {},
+  });
   // Ids of one millisecond come in any order.
   const ids = Array.from({ length: 5 }, () => randomUUIDv7())
     .sort()
@@ -54,7 +57,7 @@ async function openRanking(now = NOW) {
       [id, hour, quantity],
     );
   };
-  return { clock, ranking, watching, failures, product, sell };
+  return { url, clock, ranking, watching, failures, product, sell };
 }
 
 /** Somebody who watches, with what they have got so far. */
@@ -139,6 +142,109 @@ test("one query serves all who watch the same, and none is left when they have g
   await new Promise((resolve) => setTimeout(resolve, 700));
   expect(top).not.toHaveBeenCalled();
   expect(failures).toEqual([]);
+});
+
+test("all who watch with one limit get one answer, and one message", async () => {
+  const { watching, ranking, product, sell } = await openRanking();
+  const watchers = [watch(watching), watch(watching), watch(watching, 1)];
+  const leaving = new AbortController();
+  const handler = rankingHandler(ranking, watching);
+  const streams = [0, 1].map(() =>
+    (
+      handler.watchTopProducts(create(WatchTopProductsRequestSchema), {
+        signal: leaving.signal,
+      } as HandlerContext) as AsyncIterable<object>
+    )[Symbol.asyncIterator](),
+  );
+  for (const stream of streams) await stream.next();
+  await sell(await product("a"), 1);
+  for (const { got } of watchers) await vi.waitFor(() => expect(got).toHaveLength(2), soon);
+  const [one, other, shorter] = watchers.map(({ got }) => got[1]);
+  expect(other).toBe(one);
+  expect(shorter).toEqual(one);
+  const [message, same] = await Promise.all(streams.map((stream) => stream.next()));
+  expect(message?.value).toMatchObject({ products: [{ rank: 1, unitsSold: 1n }] });
+  expect(same?.value).toBe(message?.value);
+  leaving.abort();
+  await Promise.all(streams.map((stream) => stream.return?.()));
+});
+
+test("who has gone before it begins asks for nothing", async () => {
+  const { ranking, watching } = await openRanking();
+  const top = vi.spyOn(ranking, "top").mockRejectedValue(new Error("the process would end by it"));
+  const gone = watching.watch({ days: 3, limit: 5, byVariant: false }, AbortSignal.abort());
+  expect(await gone.next()).toEqual({ done: true, value: undefined });
+  expect(top).not.toHaveBeenCalled();
+  expect(watching.watchers).toBe(0);
+});
+
+test("however many different answers are watched, one is asked for at a time", async () => {
+  const { ranking, watching, product, sell } = await openRanking();
+  const real = ranking.top.bind(ranking);
+  const running = { now: 0, most: 0 };
+  vi.spyOn(ranking, "top").mockImplementation(async (query) => {
+    running.most = Math.max(running.most, ++running.now);
+    return real(query).finally(() => running.now--);
+  });
+  const watchers = Array.from({ length: 30 }, (_, index) => watch(watching, 5, index + 1));
+  for (const { got } of watchers) await vi.waitFor(() => expect(got).toHaveLength(1), soon);
+  await sell(await product("a"), 1);
+  watching.hint();
+  for (const { got } of watchers) await vi.waitFor(() => expect(got).toHaveLength(2), soon);
+  expect(running.most).toBe(1);
+});
+
+test("an answer that fails or never comes keeps nobody else from theirs", async () => {
+  const { ranking, product, sell } = await openRanking();
+  const failures: unknown[] = [];
+  const broken = new Set<number>();
+  const answers: Record<number, () => Promise<Top>> = {
+    1: () => Promise.reject(new Error("it fails")),
+    2: () => new Promise(() => {}),
+  };
+  const watching = new RankingWatch(
+    (query) => (broken.has(query.days) && answers[query.days]?.()) || ranking.top(query),
+    { failed: (error) => failures.push(error), recovered: () => failures.push("recovered") },
+    200,
+  );
+  const watchers = [1, 2, 3].map((days) => watch(watching, 5, days));
+  for (const { got } of watchers) await vi.waitFor(() => expect(got).toHaveLength(1), soon);
+  for (const days of [1, 2]) broken.add(days);
+  await vi.waitFor(() => expect(failures).toHaveLength(2), soon);
+  await sell(await product("a"), 1);
+  await vi.waitFor(() => expect(watchers.map(({ got }) => got.length)).toEqual([1, 1, 2]), soon);
+  // Who begins now is told.
+  broken.add(1);
+  const late = new RankingWatch(answers[1] as never, { failed: () => {}, recovered: () => {} });
+  const begin = late.watch({ days: 1, limit: 5, byVariant: false }, AbortSignal.timeout(20_000));
+  await expect(begin.next()).rejects.toThrow("it fails");
+  expect(late.watchers).toBe(0);
+  broken.clear();
+  await vi.waitFor(() => expect(watchers.map(({ got }) => got.length)).toEqual([2, 2, 2]), soon);
+  expect(failures).toEqual([expect.any(Error), expect.any(Error), "recovered", "recovered"]);
+});
+
+test("changes come less often when sending them takes long", async () => {
+  const { ranking, product, sell } = await openRanking();
+  const a = await product("a");
+  const watching = new RankingWatch(
+    async (query) => {
+      await sell(a, 1);
+      return ranking.top(query);
+    },
+    { failed: () => {}, recovered: () => {} },
+  );
+  const times: number[] = [];
+  for await (const _ of watching.watch({ days: 3, limit: 5, byVariant: false }, AbortSignal.timeout(20_000))) {
+    times.push(performance.now());
+    if (times.length === 4) break;
+    const end = performance.now() + 100;
+    while (performance.now() < end);
+  }
+  // The first one had nobody before it.
+  for (let at = 1; at < times.length; at += 1) {
+    expect((times[at] as number) - (times[at - 1] as number)).toBeGreaterThan(900);
+  }
 });
 
 test("who reads slowly gets the latest answer, and not each that there was", async () => {

@@ -14,6 +14,7 @@ import { TimestampSchema } from "@bufbuild/protobuf/wkt";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { encode } from "../../src/rpc/encode.ts";
+import { encodeStreamed } from "../../src/rpc/handler.ts";
 
 const generated = new URL("../../gen/shop/v1/", import.meta.url);
 const modules: Record<string, unknown>[] = await Promise.all(
@@ -82,4 +83,12 @@ test("what is given out stays as it is", () => {
   const bytes = encode(TimestampSchema, first);
   encode(TimestampSchema, second);
   expect(bytes).toEqual(toBinary(TimestampSchema, first));
+});
+
+test("a message of a stream that is sent to many is encoded once", () => {
+  const [message, equal] = [create(TimestampSchema, { seconds: 5n }), create(TimestampSchema, { seconds: 5n })];
+  const bytes = encodeStreamed(TimestampSchema, message);
+  expect(bytes).toEqual(toBinary(TimestampSchema, message));
+  expect(encodeStreamed(TimestampSchema, message)).toBe(bytes);
+  expect(encodeStreamed(TimestampSchema, equal)).not.toBe(bytes);
 });

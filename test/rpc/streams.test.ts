@@ -1,18 +1,23 @@
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { connect as connectTcp } from "node:net";
 import type { HandlerContext } from "@connectrpc/connect";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { RankingService } from "../../gen/shop/v1/ranking_pb.ts";
 import { DomainError } from "../../src/error.ts";
-import { service, startServer, throughEachDoor } from "./server.ts";
+import { createVerifier, type Verifier } from "../../src/rpc/auth.ts";
+import { secret, service, startServer, throughEachDoor } from "./server.ts";
 
 const { watchTopProducts } = RankingService.method;
 const options = { token: service };
 
 /** Rankings without end, and how many were asked for. */
 function endless() {
-  const state = { made: 0, open: 0 };
+  const state = { made: 0, open: 0, started: 0 };
   async function* handler(_request: unknown, { signal }: HandlerContext) {
     state.open++;
+    state.started++;
     try {
       while (!signal.aborted) {
         state.made++;
@@ -84,6 +89,40 @@ test("a stream that its caller leaves ends on the server too, while it waits and
   });
 });
 
+test("a caller that goes while it is found out who it is starts no handler", async () => {
+  const { state, handler } = endless();
+  const verifier = createVerifier({ secret });
+  let known = Promise.withResolvers<void>();
+  let asked = Promise.withResolvers<void>();
+  const slow: Verifier = {
+    verify: async (authorization) => {
+      asked.resolve();
+      await known.promise;
+      return verifier.verify(authorization);
+    },
+  };
+  const server = await startServer({ ranking: { watchTopProducts: handler }, verifier: slow });
+  await throughEachDoor(server, async (door) => {
+    known = Promise.withResolvers<void>();
+    asked = Promise.withResolvers<void>();
+    const caller = new AbortController();
+    const stream = door.stream(watchTopProducts, {}, { ...options, signal: caller.signal })[Symbol.asyncIterator]();
+    const next = expect(stream.next()).rejects.toMatchObject({ code: "CANCELLED" });
+    await asked.promise;
+    caller.abort();
+    await next;
+    await expect.poll(() => server.lines.at(-1)).toMatchObject({ code: "CANCELLED" });
+    server.lines.length = 0;
+    known.resolve();
+    // Another call goes the same way, behind this one.
+    for await (const _ of door.stream(watchTopProducts, {}, options)) break;
+    await expect.poll(() => server.lines.at(-1)).toMatchObject({ code: "CANCELLED" });
+    expect(state.started, door.name).toBe(1);
+    state.started = 0;
+    server.lines.length = 0;
+  });
+});
+
 test("a stream ends at its deadline", async () => {
   const server = await startServer();
   await throughEachDoor(server, async (door) => {
@@ -131,3 +170,24 @@ test("a caller that does not read is not written to without end", async () => {
     await expect.poll(() => state.open).toBe(0);
   });
 }, 20_000);
+
+test.skipIf(process.platform !== "linux")(
+  "of a quiet HTTP connection it is found out whether anybody is there",
+  async () => {
+    const { httpPort } = await startServer();
+    const socket = connectTcp(httpPort, "127.0.0.1");
+    onTestFinished(() => void socket.destroy());
+    await once(socket, "connect");
+    const own = `:${httpPort.toString(16).toUpperCase().padStart(4, "0")}`;
+    const timers = () => {
+      const lines = readFileSync("/proc/net/tcp", "utf8").split("\n");
+      const columns = lines.map((line) => line.trim().split(/\s+/));
+      // Established connections as the server has them: the kind of the timer that runs, and when it ends.
+      return columns
+        .filter(([, local, , state]) => local?.endsWith(own) && state === "01")
+        .map(([, , , , , timer]) => timer);
+    };
+    // 2: keepalive.
+    await expect.poll(timers).toEqual([expect.stringMatching(/^02:/)]);
+  },
+);

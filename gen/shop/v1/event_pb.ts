@@ -100,14 +100,15 @@ export const StreamEventsRequestSchema: GenMessage<StreamEventsRequest> = /*@__P
  */
 export type StreamEventsResponse = Message<"shop.v1.StreamEventsResponse"> & {
   /**
-   * At least one, in order.
+   * In order. None when only the position is told: at the beginning of `latest`, and where events of other types were left
+   * out.
    *
    * @generated from field: repeated shop.v1.Event events = 1;
    */
   events: Event[];
 
   /**
-   * Of the last of them: `after_position` of whoever goes on from here.
+   * `after_position` of whoever goes on from here.
    *
    * @generated from field: string position = 2;
    */
@@ -129,7 +130,8 @@ export const StreamEventsResponseSchema: GenMessage<StreamEventsResponse> = /*@_
 export const EventService: GenService<{
   /**
    * Sends all events behind a position, in the order in which everybody gets them, and then those that happen. Whoever
-   * keeps the last position and asks again with it misses nothing, and gets nothing twice.
+   * keeps the last position and asks again with it misses nothing, and gets nothing twice. Whoever gets no event for long is
+   * told every half minute how far the stream has come.
    *
    * @generated from rpc shop.v1.EventService.StreamEvents
    */
