@@ -40,6 +40,9 @@ export type RelayOptions = Readonly<{
   observer?: RelayObserver;
 }>;
 
+/** What has become of events that were tried to see whether the sink is back. */
+type Probed = "took" | "nothing" | "crowded" | "waits";
+
 /**
  * Delivers events to the sink, at least once, those of one aggregate in order. Of all processes one does it at a time; when
  * it dies, another one goes on within seconds.
@@ -77,7 +80,7 @@ export class Relay {
       const probed = this.#health.isDown ? await this.#probe(position) : "nothing";
       if (probed === "waits") return false;
       const events = await this.#db.read((em) => eventsAfter(em, position, BATCH));
-      if (events.length > 0) await this.#relay(events, probed === "took");
+      if (events.length > 0) await this.#relay(events, probed);
       return !this.#stopping.signal.aborted && events.length === BATCH;
     } catch (error) {
       // Nobody knows how far that has come.
@@ -133,9 +136,9 @@ export class Relay {
   /**
    * While the sink is down: tries events of aggregates, and of types, as different as there are. One that is never answered,
    * or many of one kind, must not pass for a sink that takes nothing. Answers whether one was taken, or nothing was there to
-   * be tried, or everything waits on.
+   * be tried, or everything waits on; `crowded` when few aggregates fill all that was looked at, and hide what comes behind.
    */
-  async #probe(position: Position): Promise<"took" | "nothing" | "waits"> {
+  async #probe(position: Position): Promise<Probed> {
     const events = await this.#db.read((em) => eventsAfter(em, position, PROBE_WINDOW));
     const some = firstOfLanes(await this.#free(events), PROBE);
     const each = await this.#deliver(some);
@@ -143,6 +146,7 @@ export class Relay {
     if (each.includes("delivered")) return "took";
     const failed = each.find(isFailure);
     if (!failed || !isSilent(each)) return "nothing";
+    if (events.length === PROBE_WINDOW && some.length < PROBE) return "crowded";
     if (!this.#stopping.signal.aborted) this.#health.failed(failed.message);
     return "waits";
   }
@@ -154,18 +158,18 @@ export class Relay {
     return events.filter((event) => !waiting.has(laneOf(event)) && !this.#ahead.has(event.id));
   }
 
-  /** `alive`: the sink has just taken other events, so that what it does not take now is set aside. */
-  async #relay(events: readonly StoredEvent[], alive: boolean): Promise<void> {
+  /** What is not taken is set aside, or all waits, by what the sink has taken, now and when it was `probed`. */
+  async #relay(events: readonly StoredEvent[], probed: Probed): Promise<void> {
     const free = await this.#free(events);
     const each = await this.#deliver(free);
     const ends = new Map(free.map((event, index) => [event, each[index]]));
     const delivered = (event: StoredEvent) => ends.get(event) === "delivered" || this.#ahead.has(event.id);
     const stopping = this.#stopping.signal.aborted;
-    const waits = stopping || (!alive && isSilent(each));
+    const waits = stopping || (probed === "nothing" && isSilent(each));
     const end = events.findIndex((event) => (waits ? !delivered(event) : ends.get(event) === "untried"));
     const done = end < 0 ? events : events.slice(0, end);
     const last = done.at(-1);
-    const took = alive || each.includes("delivered");
+    const took = probed === "took" || each.includes("delivered");
     if (last) {
       const rest = done.filter((event) => !delivered(event));
       const aside = rest.map((event) => this.#setAside({ event, attempts: 0 }, ends.get(event) ?? "held", took));

@@ -133,6 +133,20 @@ describe("one event that is never taken", () => {
   );
 });
 
+test("two aggregates that are never taken hide nobody, however many events they have", async () => {
+  const { receiver, client, relay } = await openHttp();
+  const [one = "", two = "", ...healthy] = aggregates(7);
+  receiver.behave = only(hang, one, two);
+  const crowd = Array.from({ length: 1_300 }, () => [one, two]).flat();
+  for (const round of [0, 1]) await addEvents(client, crowd, round * crowd.length);
+  await addEvents(client, healthy, 10_000);
+  await runUntil(
+    relay,
+    () => expect(numbers(receiver.taken)).toEqual(expect.arrayContaining([10_000, 10_004])),
+    30_000,
+  );
+}, 60_000);
+
 describe("many events of one kind that are not taken", () => {
   test.each([400, 500])("(%i): those of another kind behind them are, and none of them is lost", async (status) => {
     const { receiver, client, relay, undelivered, soon } = await openHttp();

@@ -67,7 +67,7 @@ test("a restored database is not served before its events are the cluster's own,
   expect(await rebase(url)).toMatchObject({ code: 0, stdout: "the events are this cluster's own\n" });
   const server = await serverOn(url, { EVENT_SINK_URL: "off" });
   onTestFinished(async () => void (await server.stop()));
-});
+}, 60_000);
 
 test("events of more transactions than the cluster has had", async () => {
   const url = await createDatabase();

@@ -205,7 +205,7 @@ test("an answer that fails or never comes keeps nobody else from theirs", async 
   const watching = new RankingWatch(
     (query) => (broken.has(query.days) && answers[query.days]?.()) || ranking.top(query),
     { failed: (error) => failures.push(error), recovered: () => failures.push("recovered") },
-    200,
+    2_000,
   );
   const watchers = [1, 2, 3].map((days) => watch(watching, 5, days));
   for (const { got } of watchers) await vi.waitFor(() => expect(got).toHaveLength(1), soon);
