@@ -27,7 +27,7 @@ export function idOf(kind: keyof typeof prefix, index: number): string {
 
 /** All of the service's tables but the migrations; first those that the ranking's projector locks, in its order. */
 const TABLES = [
-  "event, ranking_bucket, idempotency, cart_item, cart, issued_coupon, coupon, ledger_entry, order_line, shop_order",
+  "event, ranking_bucket, ranking_window, ranking_total, idempotency, cart_item, cart, issued_coupon, coupon, ledger_entry, order_line, shop_order",
   "payment_event, payment, variant, product, wallet, shop_user",
 ].join(", ");
 

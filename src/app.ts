@@ -51,7 +51,7 @@ import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
 import { CHANNEL, dropOldBuckets, rankedTypes, SALES } from "./ranking/projection.ts";
-import { RankingBucket } from "./ranking/ranking.entity.ts";
+import { RankingBucket, RankingTotal, RankingWindow } from "./ranking/ranking.entity.ts";
 import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
 import { RankingWatch } from "./ranking/watch.ts";
@@ -82,6 +82,8 @@ export const entities = [
   EventReader,
   UndeliveredEvent,
   RankingBucket,
+  RankingWindow,
+  RankingTotal,
 ];
 
 /** How often the background jobs look for work, in milliseconds, and how much they take at a time. */
@@ -286,7 +288,7 @@ function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ra
   ];
 }
 
-/** What an operator may want to know of the group commit. */
+/** Of the group commit. */
 function observerOf(log: Logger): BatchObserver {
   return {
     conflicted: (batch) => log.debug(batch, "another process was faster on the same rows"),
@@ -294,6 +296,4 @@ function observerOf(log: Logger): BatchObserver {
   };
 }
 
-async function isReady(orm: MikroORM): Promise<boolean> {
-  return (await orm.checkConnection()).ok;
-}
+const isReady = async (orm: MikroORM): Promise<boolean> => (await orm.checkConnection()).ok;

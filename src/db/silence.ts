@@ -19,9 +19,10 @@ export function withSilenceLimit<T>(ms: number, work: () => Promise<T>): Promise
  */
 export function discardSilentConnections(pool: Pool): void {
   pool.on("connect", (client) => {
-    const query = client.query.bind(client) as (...args: unknown[]) => unknown;
+    // Looked up for each query: whoever traces the driver wraps its own method.
+    const driver = Object.getPrototypeOf(client) as { query(...args: unknown[]): unknown };
     const limited = (...args: unknown[]) => {
-      const answer = query(...args);
+      const answer = driver.query.apply(client, args);
       const ms = limits.getStore();
       if (ms === undefined || !(answer instanceof Promise)) return answer;
       const timer = setTimeout(() => destroy(client), ms);

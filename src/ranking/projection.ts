@@ -1,6 +1,7 @@
 /** How events become buckets of hours. */
 import type { EntityManager } from "@mikro-orm/postgresql";
 import type { EventType } from "../outbox/event.entity.ts";
+import { closeWindows, TOTALLED } from "./window.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
 /** Its row in `event_reader`. */
@@ -17,9 +18,10 @@ export const RANKED = `e.type in (${rankedTypes.map((type) => `'${type}'`).join(
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
  * it), adds their units to the buckets of the hours in which they were paid, and moves the position. A cancelled order
- * that had been paid is counted back in the hour of its payment. `only`: of the events `e` only those that it holds for.
+ * that had been paid is counted back in the hour of its payment. `only`: of the events `e` only those that it holds for;
+ * `also`: what else becomes of what was `sold`.
  */
-export const projection = (reader: string, buckets: string, only = "true") => `
+export const projection = (reader: string, buckets: string, { only = "true", also = "" } = {}) => `
   with position as (
     select xid, event_id from event_reader where name = '${reader}' for update skip locked
   ), batch as (
@@ -40,18 +42,32 @@ export const projection = (reader: string, buckets: string, only = "true") => `
     insert into ${buckets} as bucket (variant_id, product_id, hour, quantity)
     select variant_id, product_id, hour, quantity from sold
         on conflict (variant_id, hour) do update set quantity = bucket.quantity + excluded.quantity
-  ), moved as (
+  ), ${also}${also && ", "}moved as (
     update event_reader set xid = last.xid, event_id = last.id
       from (select xid, id from batch order by xid desc, id desc limit 1) last
      where name = '${reader}'
   )
   select count(*)::int as events, case when count(*) > 0 then pg_notify('${CHANNEL}', '') end from batch`;
 
-/** Counts sales into the buckets that are in use. */
-export const PROJECT = projection(SALES, "ranking_bucket");
+/** Counts sales into the buckets and totals that are in use. */
+export const PROJECT = projection(SALES, "ranking_bucket", { also: TOTALLED });
 
-/** Deletes the buckets of hours that no answer reaches back to. Returns how many. */
+/**
+ * Takes the right to count sales until the transaction ends. A statement of its own: one that counts has to see what was
+ * done under the lock before. Answers whether it was free, unless `wait`.
+ */
+export async function lockSales(em: EntityManager, { wait }: { wait: boolean }): Promise<boolean> {
+  const rows = await em.execute(
+    `select name from event_reader where name = ? for update ${wait ? "" : "skip locked"}`,
+    [SALES],
+  );
+  return rows.length > 0;
+}
+
+/** Deletes the buckets of hours that no answer reaches back to, and totals that nobody asks for. Returns how many buckets. */
 export async function dropOldBuckets(em: EntityManager, now: Date): Promise<number> {
+  await lockSales(em, { wait: true });
+  await closeWindows(em, now);
   const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
   return (await em.execute("delete from ranking_bucket where hour < ? returning hour", [before])).length;
 }

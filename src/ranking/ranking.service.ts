@@ -1,18 +1,28 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import type { Database } from "../db/database.ts";
-import { PROJECT, RANKED, SALES } from "./projection.ts";
-import type { Top, TopQuery } from "./top.ts";
+import { lockSales, PROJECT, RANKED, SALES } from "./projection.ts";
+import type { Top, TopProduct, TopQuery } from "./top.ts";
+import { advanceWindows, openWindows, PASSED, sinceOf } from "./window.ts";
 
-const DAY = 24 * 60 * 60 * 1000;
 const HOUR = 60 * 60 * 1000;
 /** How many events one run of the projection counts at the most. */
 const BATCH = 1000;
+/** How long a question without totals waits until it may be given some again, in milliseconds. */
+const RETRY = 1_000;
 
-type TopRow = { product_id: string; variant_id: string; product_name: string; variant_name: string; units: string };
+type TopRow = {
+  product_id: string | null;
+  variant_id: string;
+  product_name: string;
+  variant_name: string;
+  units: string;
+};
 
 /** What sells best, counted from the events of paid and cancelled orders. */
 export class Ranking {
   readonly #db: Database;
+  /** Questions, when they were asked, and whether that was noted in the database: once an hour is enough. */
+  readonly #asked = new Map<string, { days: number; byVariant: boolean; at: number; noted: boolean }>();
 
   constructor(db: Database) {
     this.#db = db;
@@ -21,17 +31,16 @@ export class Ranking {
   /** The best sellers of the last `days` days; the hour in which that time began counts as a whole. */
   async top(query: TopQuery): Promise<Top> {
     const now = this.#db.now();
-    const since = new Date(Math.floor((now.getTime() - query.days * DAY) / HOUR) * HOUR);
+    const { days, byVariant, limit } = query;
+    const since = sinceOf(days, now);
+    const { totals, buckets } = TOP[byVariant ? "variant" : "product"];
     return this.#db.read(async (em) => {
-      const { waiting, counted } = await progressOf(em);
-      const rows: TopRow[] = await em.execute(TOP[query.byVariant ? "variant" : "product"], [since, query.limit]);
-      const products = rows.map((row) => ({
-        productId: row.product_id,
-        variantId: row.variant_id,
-        productName: row.product_name,
-        variantName: row.variant_name,
-        unitsSold: BigInt(row.units),
-      }));
+      const { waiting, counted } = await progressOf(em, now);
+      // One row without an id when the question has totals and nothing was sold; none when it has none, or not yet of this hour.
+      let rows: TopRow[] = await em.execute(totals, [limit, days, since]);
+      this.#ask(query, rows.length > 0, now);
+      if (rows.length === 0) rows = await em.execute(buckets, [since, limit]);
+      const products = rows.filter(isProduct).map(toProduct);
       return { products, asOf: waiting && counted ? new Date(counted) : now };
     });
   }
@@ -41,39 +50,93 @@ export class Ranking {
    * may be more. Of several replicas one does it at a time, the others pass.
    */
   async project(): Promise<boolean> {
+    const now = this.#db.now();
+    const asked = [...this.#asked.values()].filter(({ noted }) => !noted);
     // Looked for first: counting takes a lock, and an idle service should not write.
-    if (!(await this.#db.read(progressOf)).waiting) return false;
-    const [row] = await this.#db.maintain((em) => em.execute<{ events: number }[]>(PROJECT, [BATCH]));
-    return row?.events === BATCH;
+    const { waiting, passed } = await this.#db.read((em) => progressOf(em, now));
+    if (!waiting && !passed && asked.length === 0) return false;
+    return this.#db.maintain(async (em) => {
+      if (!(await lockSales(em, { wait: false }))) return false;
+      if (passed) await advanceWindows(em, now);
+      await openWindows(em, asked, now);
+      for (const one of asked) one.noted = true;
+      const [row] = await em.execute<{ events: number }[]>(PROJECT, [BATCH]);
+      return row?.events === BATCH;
+    });
+  }
+
+  /** Remembers what is asked, for the projection to keep totals of it. */
+  #ask({ days, byVariant }: TopQuery, hasTotals: boolean, now: Date): void {
+    const key = `${days} ${byVariant}`;
+    const known = this.#asked.get(key);
+    const at = now.getTime();
+    if (known && (!known.noted || at - known.at < (hasTotals ? HOUR : RETRY))) return;
+    this.#asked.set(key, { days, byVariant, at, noted: false });
   }
 }
 
-type Progress = { waiting: boolean; counted: Date | string | null };
+const isProduct = (row: TopRow): row is TopRow & { product_id: string } => row.product_id !== null;
 
-/** Whether events wait to be counted, and the time of the last one that was. */
-async function progressOf(em: EntityManager): Promise<Progress> {
+function toProduct(row: TopRow & { product_id: string }): TopProduct {
+  return {
+    productId: row.product_id,
+    variantId: row.variant_id,
+    productName: row.product_name,
+    variantName: row.variant_name,
+    unitsSold: BigInt(row.units),
+  };
+}
+
+type Progress = { waiting: boolean; counted: Date | string | null; passed: boolean };
+
+/** Whether events wait to be counted, the time of the last one that was, and whether hours have passed out of totals. */
+async function progressOf(em: EntityManager, now: Date): Promise<Progress> {
   const [row] = await em.execute<Progress[]>(
     // Ordered, so that no plan looks for the first of them among all that were counted before.
     `select (select e.id from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
               order by e.xid, e.id limit 1) is not null as waiting,
-            (select create_time from event where id = p.event_id) as counted
+            (select create_time from event where id = p.event_id) as counted,
+            ${PASSED} as passed
        from event_reader p where p.name = '${SALES}'`,
+    [now],
   );
-  return row ?? { waiting: false, counted: null };
+  return row ?? { waiting: false, counted: null, passed: false };
 }
 
-/** Ties are ordered by id. Names are today's. */
+/** Ties are ordered by id. Names are today's. `totals`: from an index; `buckets`: added up. */
 const TOP = {
-  product: `
-    select t.product_id, '' as variant_id, p.name as product_name, '' as variant_name, t.units
-      from (select product_id, sum(quantity) as units from ranking_bucket where hour >= ?
-             group by product_id having sum(quantity) > 0 order by units desc, product_id limit ?) t
-      join product p on p.id = t.product_id
-     order by t.units desc, t.product_id`,
-  variant: `
-    select v.product_id, t.variant_id, v.product_name, v.name as variant_name, t.units
-      from (select variant_id, sum(quantity) as units from ranking_bucket where hour >= ?
-             group by variant_id having sum(quantity) > 0 order by units desc, variant_id limit ?) t
-      join variant v on v.id = t.variant_id
-     order by t.units desc, t.variant_id`,
+  product: {
+    totals: `
+      select p.id as product_id, '' as variant_id, p.name as product_name, '' as variant_name, t.units
+        from ranking_window w
+        left join lateral (
+          select id, units from ranking_total where days = w.days and not by_variant and units > 0
+           order by units desc, id limit ?) t on true
+        left join product p on p.id = t.id
+       where w.days = ? and not w.by_variant and w.since = ?
+       order by t.units desc, t.id`,
+    buckets: `
+      select t.product_id, '' as variant_id, p.name as product_name, '' as variant_name, t.units
+        from (select product_id, sum(quantity) as units from ranking_bucket where hour >= ?
+               group by product_id having sum(quantity) > 0 order by units desc, product_id limit ?) t
+        join product p on p.id = t.product_id
+       order by t.units desc, t.product_id`,
+  },
+  variant: {
+    totals: `
+      select v.product_id, v.id as variant_id, v.product_name, v.name as variant_name, t.units
+        from ranking_window w
+        left join lateral (
+          select id, units from ranking_total where days = w.days and by_variant and units > 0
+           order by units desc, id limit ?) t on true
+        left join variant v on v.id = t.id
+       where w.days = ? and w.by_variant and w.since = ?
+       order by t.units desc, t.id`,
+    buckets: `
+      select v.product_id, t.variant_id, v.product_name, v.name as variant_name, t.units
+        from (select variant_id, sum(quantity) as units from ranking_bucket where hour >= ?
+               group by variant_id having sum(quantity) > 0 order by units desc, variant_id limit ?) t
+        join variant v on v.id = t.variant_id
+       order by t.units desc, t.variant_id`,
+  },
 };

@@ -5,7 +5,8 @@ import type { Database } from "../db/database.ts";
 import { START } from "../outbox/feed.ts";
 import { assertNotRestored } from "../outbox/rebase.ts";
 import { purgedPosition, timeOf } from "../outbox/retention.ts";
-import { projection, RANKED, SALES } from "./projection.ts";
+import { lockSales, projection, RANKED, SALES } from "./projection.ts";
+import { forgetWindows } from "./window.ts";
 
 const HOUR = 60 * 60 * 1000;
 /** How many events are counted in one transaction. */
@@ -17,11 +18,9 @@ const BUCKETS = "ranking_rebuild";
 const LEASE_END = "clock_timestamp() + interval '1 minute'";
 
 /** Up to where the ranking in use has counted, and no further: so each of its hours can be replaced, and others stay. */
-const PROJECT = projection(
-  READER,
-  BUCKETS,
-  `(e.xid, e.id) <= (select xid, event_id from event_reader where name = '${SALES}')`,
-);
+const PROJECT = projection(READER, BUCKETS, {
+  only: `(e.xid, e.id) <= (select xid, event_id from event_reader where name = '${SALES}')`,
+});
 
 /**
  * Counts the ranking anew from all events that are kept, beside the one that is in use, and then takes its place; sales go
@@ -82,13 +81,14 @@ async function count(em: EntityManager, owner: string): Promise<number> {
 
 async function replace(em: EntityManager, owner: string): Promise<void> {
   // From here on nobody counts sales; the few that came meanwhile are counted here.
-  await em.execute("select from event_reader where name = ? for update", [SALES]);
+  await lockSales(em, { wait: true });
   while ((await count(em, owner)) > 0);
   // Of what was deleted, this is not quite the youngest: clocks of processes differ, and transactions take their time.
   const purged = timeOf((await purgedPosition(em)).id);
   const whole = new Date((Math.floor(purged.getTime() / HOUR) + 2) * HOUR);
   await em.execute("delete from ranking_bucket where hour >= ?", [whole]);
   await em.execute(`insert into ranking_bucket select * from ${BUCKETS} where hour >= ?`, [whole]);
+  await forgetWindows(em);
   await em.execute("delete from event_reader where name = ?", [READER]);
   await em.execute(`drop table ${BUCKETS}`);
 }

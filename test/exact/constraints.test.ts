@@ -24,6 +24,8 @@ async function fill(): Promise<void> {
   await replica.carts.addItem(callOf(), { userId, variantId, quantity: 1, rejectPresent: false });
   const lines = [{ variantId, quantity: 1 }];
   await replica.orders.checkout(callOf(), { userId, lines, fromCart: false, issuedCouponId, expectedTotal: undefined });
+  await replica.ranking.top({ days: 3, byVariant: false, limit: 5 });
+  await replica.ranking.project();
   await rankingCaughtUp(database, () => replica.ranking.project());
   await database.query(
     "insert into event_undelivered select aggregateid, id, aggregatetype, xid, 1, now(), false, '' from event limit 1 on conflict do nothing",
@@ -82,6 +84,8 @@ const uniques: Record<string, string> = {
   event_pkey: again("event"),
   idempotency_pkey: again("idempotency"),
   ranking_bucket_pkey: again("ranking_bucket"),
+  ranking_window_pkey: again("ranking_window"),
+  ranking_total_pkey: again("ranking_total"),
   event_reader_pkey: again("event_reader"),
   event_undelivered_pkey: again("event_undelivered"),
 };

@@ -118,6 +118,16 @@ export const invariants: Readonly<Record<string, string>> = {
                    from order_line l join shop_order o on o.id = l.order_id where o.state = 'PAID' group by 1, 2) s
         on s.variant_id = b.variant_id and s.hour = b.hour
      where b.quantity is distinct from s.quantity`,
+
+  "the totals of the ranking are the sums of their hours": `
+    select coalesce(t.days, s.days) || '/' || coalesce(t.id, s.id) as id
+      from (select days, by_variant, id, units from ranking_total where units <> 0) t
+      full join (select w.days, w.by_variant, case when w.by_variant then b.variant_id else b.product_id end as id,
+                        sum(b.quantity) as units
+                   from ranking_window w join ranking_bucket b on b.hour >= w.since group by 1, 2, 3
+                 having sum(b.quantity) <> 0) s
+        on s.days = t.days and s.by_variant = t.by_variant and s.id = t.id
+     where t.units is distinct from s.units`,
 };
 
 /** Whether events wait to be counted by the ranking: one row when so. */
