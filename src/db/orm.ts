@@ -4,7 +4,7 @@ import { MikroORM, type Options } from "@mikro-orm/postgresql";
 import type { Pool } from "pg";
 import { Answer } from "./idempotency.entity.ts";
 import { discardLostConnections } from "./lost-connections.ts";
-import { discardSilentConnections } from "./silence.ts";
+import { LimitedClient } from "./silence.ts";
 
 /** Any number that all replicas agree on: the advisory lock under which one of them migrates. */
 const MIGRATION_LOCK = 7_304_012;
@@ -33,10 +33,8 @@ export function ormConfig(options: OrmOptions): Options {
       keepAlive: true,
       keepAliveInitialDelayMillis: 10_000,
       pipeline: true,
-      onPoolCreated(pool: Pool) {
-        discardLostConnections(pool);
-        discardSilentConnections(pool);
-      },
+      Client: LimitedClient,
+      onPoolCreated: discardLostConnections,
     },
     migrations: {
       path: join(import.meta.dirname, "migrations"),

@@ -41,6 +41,7 @@ async function openRelay() {
 }
 
 describe("npm run events", () => {
+  // Each command is a process of its own.
   test("shows what was given up, and has it sent again: all, or some", async () => {
     const { receiver, client, events, runUntil } = await openRelay();
     expect(await events("list")).toMatchObject({ code: 0, stdout: "every event was delivered, or is on its way\n" });
@@ -59,7 +60,7 @@ describe("npm run events", () => {
     expect(await events("replay", "--all")).toMatchObject({ code: 0, stdout: "2 events are sent again\n" });
     await runUntil(() => expect(receiver.taken.map(({ id }) => id)).toEqual(expect.arrayContaining([second, third])));
     expect(await events("replay", "--all")).toMatchObject({ code: 0, stdout: "0 events are sent again\n" });
-  });
+  }, 60_000);
 
   test.each([
     ["is older", "delete from migration where id = (select max(id) from migration)"],
