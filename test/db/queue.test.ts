@@ -61,7 +61,7 @@ describe("a caller that has gone", () => {
   });
 
   test("while its batch has to be tried again: nothing of it is written, and the rest is", async () => {
-    const { db, seen } = await open(url);
+    const { db, seen } = await open(url, { lockTimeoutMs: 250 });
     const [id = ""] = await addVariants(db, 10);
     const held = await holdVariant(url, id);
     const caller = new AbortController();

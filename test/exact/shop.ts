@@ -15,12 +15,15 @@ import { ProductService } from "../../gen/shop/v1/product_pb.ts";
 import { RankingService } from "../../gen/shop/v1/ranking_pb.ts";
 import { UserService } from "../../gen/shop/v1/user_pb.ts";
 import { sign } from "../../src/rpc/auth.ts";
-import { type Server, startServer } from "../support/processes.ts";
+import { type Server, startServer, stopRunning } from "../support/processes.ts";
 
 const JWT_SECRET = "a secret for tests, long enough to be one";
 
 const scratch = mkdtempSync(join(tmpdir(), "doorbuster-exact-"));
-afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+afterAll(async () => {
+  await stopRunning();
+  rmSync(scratch, { recursive: true, force: true });
+});
 
 /** A server process on the database, with `env` on top of what all of them share. */
 export function serverOn(databaseUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Server> {

@@ -38,7 +38,8 @@ export type RunOptions = {
 
 const running = new Set<ChildProcess>();
 
-afterAll(async () => {
+/** Ends all that still run: before what they write to is removed. */
+export async function stopRunning(): Promise<void> {
   for (const child of running) {
     const ended = once(child, "exit");
     // Gracefully first: a service that is killed leaves its embedded Postgres to the next start.
@@ -47,7 +48,9 @@ afterAll(async () => {
     await ended;
     clearTimeout(timer);
   }
-});
+}
+
+afterAll(stopRunning);
 
 /** Starts a program and collects what it says. It is stopped after the test file if it still runs. */
 export function run(program: string, args: string[], options: RunOptions = {}): Run {
