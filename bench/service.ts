@@ -1,20 +1,29 @@
 /** The service under test: the real process, on the Postgres of this run. */
 import type { ChildProcess } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { start } from "./process.ts";
 
-const MAIN = join(import.meta.dirname, "../src/main.ts");
+const ROOT = join(import.meta.dirname, "..");
 const TAIL = 2_000;
 
 export type Service = { child: ChildProcess; port: number };
 
-/** Starts it with the settings that it has by default, but for those that the baselines would not pay for. @throws Error with what it said when it does not start */
+/** What `npm start` gives to Node. */
+function startArguments(): string[] {
+  const { scripts } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8")) as { scripts: { start: string } };
+  const [, ...rest] = scripts.start.split(" ");
+  return rest;
+}
+
+/** Starts it as `npm start` does, with the settings that it has by default, but for those that the baselines would not pay for. @throws Error with what it said when it does not start */
 export async function startService(options: { url: string; secret: string; dataDir: string }): Promise<Service> {
   const { url, secret, dataDir } = options;
   const folder = process.env.CPU_PROFILE;
   const profile = folder ? ["--cpu-prof", `--cpu-prof-dir=${folder}`] : [];
-  const child = start(process.execPath, [...profile, MAIN], {
+  const child = start(process.execPath, [...profile, ...startArguments()], {
+    cwd: ROOT,
     stdio: ["ignore", "pipe", "pipe"],
     env: {
       PATH: process.env.PATH,
