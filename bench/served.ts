@@ -183,6 +183,8 @@ export async function startServices(
 ) {
   const { url, secret, scratch } = stage;
   const count = side === "one" ? 1 : (scenario.servers ?? 1);
+  // From the start, as after each measurement: it would not start on what `rankNothing` has left.
+  await reset(stage.admin);
   const services: Service[] = [];
   for (let index = 0; index < count; index += 1) {
     services.push(await startService({ url, secret, dataDir: join(scratch, `${side}-${index}`) }));

@@ -59,7 +59,15 @@ describe("npm run bench", () => {
     const json = join(scratch, "result.json");
     const svg = join(scratch, "result.svg");
     const options = ["--seconds", "1", "--callers", "64", "--json", json, "--svg", svg];
-    const main = await bench("--scenario", "place-hot-two", "--scenario", "overload", ...options).exited;
+    const main = await bench(
+      "--scenario",
+      "place-alone",
+      "--scenario",
+      "place-hot-two",
+      "--scenario",
+      "overload",
+      ...options,
+    ).exited;
     expect(main.stderr).not.toContain("bench:");
     expect(main.code).toBe(0);
     expect(main.stdout).toMatch(/place-hot-two +2 processes +64 /);
@@ -70,7 +78,7 @@ describe("npm run bench", () => {
     expect(main.stdout).toMatch(/memory 64 callers +\d+ MB +must stay under 600 MB: (PASS|MISS)/);
     const { limits, scenarios } = JSON.parse(readFileSync(json, "utf8"));
     expect(limits.map(({ name }: { name: string }) => name)).toEqual(["memory idle", "memory 64 callers"]);
-    const [two, overload] = scenarios;
+    const [, two, overload] = scenarios;
     expect(two).toMatchObject({ name: "place-hot-two", service: { callers: 64 }, one: { callers: 64 } });
     expect(two.ratio).toBeCloseTo(two.service.perSecond / two.one.perSecond);
     expect(overload).toMatchObject({ name: "overload", service: { rate: 20_000 }, closed: { callers: 64, errors: 0 } });

@@ -89,10 +89,10 @@ export class Unreachable extends Error {
 
 /**
  * What is the database's fault or the network's, and not that of what was sent. Class 08: connection exception; 25006: it
- * only reads, as after a failover; 28, 3D: it lets nobody in; 53: it lacks memory, disk or connections; 57P0x: it shuts
- * down or starts; 58: its system fails. https://www.postgresql.org/docs/18/errcodes-appendix.html
+ * only reads, as after a failover; 25P03: it has ended a transaction in which nothing came; 28, 3D: it lets nobody in; 53:
+ * it lacks memory, disk or connections; 57P0x: it shuts down or starts; 58: its system fails. https://www.postgresql.org/docs/18/errcodes-appendix.html
  */
-const UNAVAILABLE = /^(08...|25006|28...|3D...|53...|57P0[1-5]|58...)$/;
+const UNAVAILABLE = /^(08...|25006|25P03|28...|3D...|53...|57P0[1-5]|58...)$/;
 
 const LOST_CONNECTION =
   /connection terminated|query read timeout|timeout exceeded when trying to connect|client has encountered a connection|client was closed|pool after calling end/i;
