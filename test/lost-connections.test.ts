@@ -1,7 +1,7 @@
 import { Client } from "pg";
 import { expect, test } from "vitest";
 import { entities } from "../src/app.ts";
-import { createOrm } from "../src/db/orm.ts";
+import { createOrm, poolOf } from "../src/db/orm.ts";
 import { createDatabase } from "./support/database.ts";
 
 const PLACES = 2;
@@ -45,3 +45,15 @@ test("transactions whose connections break cost the pool no place, whatever they
   await orm.close();
   await admin.end();
 });
+
+test("a pool that ends while a connection is opened does end, whoever has asked for that one", async () => {
+  const orm = await createOrm({ url: await createDatabase(), poolSize: PLACES, entities });
+  const pool = await poolOf(orm);
+  const before = pool.totalCount;
+  const queries = Promise.allSettled(Array.from({ length: PLACES }, () => orm.em.fork().execute("select 1")));
+  // It is counted from the moment at which it is being opened.
+  while (pool.totalCount === before) await new Promise((resolve) => setImmediate(resolve));
+  await orm.close();
+  expect(pool).toMatchObject({ ended: true, totalCount: 0 });
+  await queries;
+}, 10_000);

@@ -9,7 +9,6 @@ import { type Command, type Tx, touch, type Write } from "../../src/db/command.t
 import { Database, type DatabaseOptions } from "../../src/db/database.ts";
 import { createOrm, poolOf } from "../../src/db/orm.ts";
 import { Product, Variant } from "../../src/product/product.entity.ts";
-import { within } from "../../src/rpc/door.ts";
 
 type Args<K extends keyof BatchObserver> = Parameters<NonNullable<BatchObserver[K]>>[0];
 
@@ -23,15 +22,13 @@ export type Seen = {
 
 export type Opened = Readonly<{ db: Database; pool: Pool; seen: Seen }>;
 
-const CLOSE_MS = 10_000;
 /** What tests that hold rows for a moment count on, however slow the machine is. */
 const LOCK_TIMEOUT_MS = 5_000;
 
 /** Opens the database as one process of the service would, only more patient with locked rows. Closed after the test. */
 export async function open(url: string, options: DatabaseOptions = {}, poolSize = 4): Promise<Opened> {
   const orm = await createOrm({ url, poolSize, entities });
-  // What a test leaves running may connect while the pool ends, which then may never say that it has.
-  onTestFinished(async () => void (await within(orm.close(), CLOSE_MS)));
+  onTestFinished(() => orm.close());
   const seen: Seen = { committed: [], conflicted: [], split: [], waited: [] };
   const observer: BatchObserver = {
     committed: (batch) => void seen.committed.push(batch),
