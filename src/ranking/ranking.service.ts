@@ -2,7 +2,7 @@ import type { EntityManager } from "@mikro-orm/postgresql";
 import type { Database } from "../db/database.ts";
 import { lockSales, PROJECT, RANKED, SALES } from "./projection.ts";
 import type { Top, TopProduct, TopQuery } from "./top.ts";
-import { advanceWindows, openWindows, PASSED, sinceOf } from "./window.ts";
+import { advanceWindows, columnOf, openWindows, PASSED, sinceOf } from "./window.ts";
 
 const HOUR = 60 * 60 * 1000;
 /** How many events one run of the projection counts at the most. */
@@ -31,15 +31,13 @@ export class Ranking {
   /** The best sellers of the last `days` days; the hour in which that time began counts as a whole. */
   async top(query: TopQuery): Promise<Top> {
     const now = this.#db.now();
-    const { days, byVariant, limit } = query;
-    const since = sinceOf(days, now);
-    const { totals, buckets } = TOP[byVariant ? "variant" : "product"];
+    const { days, limit } = query;
     return this.#db.read(async (em) => {
       const { waiting, counted } = await progressOf(em, now);
       // One row without an id when the question has totals and nothing was sold; none when it has none, or not yet of this hour.
-      let rows: TopRow[] = await em.execute(totals, [limit, days, since]);
+      let rows: TopRow[] = await em.execute(topOfTotals(query), [limit, days, now]);
       this.#ask(query, rows.length > 0, now);
-      if (rows.length === 0) rows = await em.execute(buckets, [since, limit]);
+      if (rows.length === 0) rows = await em.execute(topOfBuckets(query), [now, days, limit]);
       const products = rows.filter(isProduct).map(toProduct);
       return { products, asOf: waiting && counted ? new Date(counted) : now };
     });
@@ -103,40 +101,37 @@ async function progressOf(em: EntityManager, now: Date): Promise<Progress> {
   return row ?? { waiting: false, counted: null, passed: false };
 }
 
-/** Ties are ordered by id. Names are today's. `totals`: from an index; `buckets`: added up. */
-const TOP = {
-  product: {
-    totals: `
-      select p.id as product_id, '' as variant_id, p.name as product_name, '' as variant_name, t.units
-        from ranking_window w
-        left join lateral (
-          select id, units from ranking_total where days = w.days and not by_variant and units > 0
-           order by units desc, id limit ?) t on true
-        left join product p on p.id = t.id
-       where w.days = ? and not w.by_variant and w.since = ?
-       order by t.units desc, t.id`,
-    buckets: `
-      select t.product_id, '' as variant_id, p.name as product_name, '' as variant_name, t.units
-        from (select product_id, sum(quantity) as units from ranking_bucket where hour >= ?
-               group by product_id having sum(quantity) > 0 order by units desc, product_id limit ?) t
-        join product p on p.id = t.product_id
-       order by t.units desc, t.product_id`,
-  },
-  variant: {
-    totals: `
-      select v.product_id, v.id as variant_id, v.product_name, v.name as variant_name, t.units
-        from ranking_window w
-        left join lateral (
-          select id, units from ranking_total where days = w.days and by_variant and units > 0
-           order by units desc, id limit ?) t on true
-        left join variant v on v.id = t.id
-       where w.days = ? and w.by_variant and w.since = ?
-       order by t.units desc, t.id`,
-    buckets: `
-      select v.product_id, t.variant_id, v.product_name, v.name as variant_name, t.units
-        from (select variant_id, sum(quantity) as units from ranking_bucket where hour >= ?
-               group by variant_id having sum(quantity) > 0 order by units desc, variant_id limit ?) t
-        join variant v on v.id = t.variant_id
-       order by t.units desc, t.variant_id`,
-  },
+type Group = Pick<TopQuery, "byVariant">;
+
+const NAMES = {
+  product: "n.id as product_id, '' as variant_id, n.name as product_name, '' as variant_name",
+  variant: "n.product_id, n.id as variant_id, n.product_name, n.name as variant_name",
 };
+
+/** Gives the ids of `t` their names, which are today's. */
+function named({ byVariant }: Group, ids: string, join = "join"): string {
+  const table = byVariant ? "variant" : "product";
+  return `select ${NAMES[table]}, t.units from ${ids} ${join} ${table} n on n.id = t.id`;
+}
+
+/** Ties are ordered by id. */
+const IN_ORDER = "order by t.units desc, t.id";
+
+/** Of a question that has totals of this hour: from an index. */
+const topOfTotals = (group: Group) => `
+  ${named(
+    group,
+    `ranking_window w left join lateral (
+       select id, units from ranking_total where days = w.days and by_variant = w.by_variant and units > 0
+        order by units desc, id limit ?) t on true`,
+    "left join",
+  )}
+   where w.days = ? and w.by_variant = ${group.byVariant} and w.since = ${sinceOf("w.days")} ${IN_ORDER}`;
+
+/** Of any question: added up. */
+const topOfBuckets = (group: Group) => `
+  ${named(
+    group,
+    `(select ${columnOf(group)} as id, sum(quantity) as units from ranking_bucket where hour >= ${sinceOf("?::int")}
+       group by 1 having sum(quantity) > 0 order by 2 desc, 1 limit ?) t`,
+  )} ${IN_ORDER}`;

@@ -3,7 +3,6 @@ import type { EntityManager } from "@mikro-orm/postgresql";
 import type { TopQuery } from "./top.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
-const HOUR = 60 * 60 * 1000;
 /** The most questions that have totals at a time: each sale is added to all of them. Others are added up when asked. */
 const MAX_WINDOWS = 8;
 /** What was not asked for so long has no totals any more. */
@@ -11,10 +10,14 @@ const KEPT = DAY;
 
 type Question = Pick<TopQuery, "days" | "byVariant">;
 
-/** Start of the first hour that an answer counts: the one in which its days began, as a whole. */
-export function sinceOf(days: number, now: Date): Date {
-  return new Date(Math.floor((now.getTime() - days * DAY) / HOUR) * HOUR);
-}
+/** The column of whatever is counted: products, or their variants. */
+export const columnOf = ({ byVariant }: Pick<Question, "byVariant">) => (byVariant ? "variant_id" : "product_id");
+
+/**
+ * Start of the first hour that an answer counts, as a whole: the one in which its days of 24 hours began. An expression of a
+ * parameter, the time, and of `days`.
+ */
+export const sinceOf = (days: string) => `date_trunc('hour', ?::timestamptz - ${days} * interval '24 hours', 'UTC')`;
 
 /** A part of the projection: adds `sold` to the totals of all windows that reach back so far. */
 export const TOTALLED = `totalled as (
@@ -25,16 +28,15 @@ export const TOTALLED = `totalled as (
         on conflict (days, by_variant, id) do update set units = total.units + excluded.units
   )`;
 
-const since = "date_trunc('hour', ?::timestamptz - days * interval '24 hours', 'UTC')";
-
 /** Whether hours have passed out of some window. */
-export const PASSED = `exists (select from ranking_window where since < ${since})`;
+export const PASSED = `exists (select from ranking_window where since < ${sinceOf("days")})`;
 
 /** Takes the hours that have passed out of the windows, out of their totals. No sales may be counted meanwhile. */
 export async function advanceWindows(em: EntityManager, now: Date): Promise<void> {
   await em.execute(
     `with passed as (
-       select days, by_variant, since as first, ${since} as next from ranking_window where since < ${since}
+       select days, by_variant, since as first, ${sinceOf("days")} as next from ranking_window
+        where since < ${sinceOf("days")}
      ), gone as (
        select p.days, p.by_variant, case when p.by_variant then b.variant_id else b.product_id end as id,
               sum(b.quantity) as units
@@ -57,18 +59,17 @@ export async function openWindows(em: EntityManager, questions: readonly Questio
       [now, days, byVariant],
     );
     if (known.length > 0) continue;
-    const from = sinceOf(days, now);
-    const opened = await em.execute(
-      `insert into ranking_window (days, by_variant, since, asked_time)
-       select ?, ?, ?, ? where (select count(*) from ranking_window) < ${MAX_WINDOWS} returning days`,
-      [days, byVariant, from, now],
-    );
-    if (opened.length === 0) continue;
     await em.execute(
-      `insert into ranking_total (days, by_variant, id, units)
-       select ?, ?, ${byVariant ? "variant_id" : "product_id"}, sum(quantity) from ranking_bucket where hour >= ?
-        group by 3`,
-      [days, byVariant, from],
+      `with opened as (
+         insert into ranking_window (days, by_variant, since, asked_time)
+         select ?, ?, ${sinceOf("?::int")}, ? where (select count(*) from ranking_window) < ${MAX_WINDOWS}
+         returning days, by_variant, since
+       )
+       insert into ranking_total (days, by_variant, id, units)
+       select o.days, o.by_variant, b.${columnOf({ byVariant })}, sum(b.quantity)
+         from opened o join ranking_bucket b on b.hour >= o.since
+        group by 1, 2, 3`,
+      [days, byVariant, now, days, now],
     );
   }
 }

@@ -129,10 +129,14 @@ test("totals are what is read: from an index, without the hours", async () => {
   await client.query("delete from ranking_bucket");
   expect((await ranking.top(query)).products).toMatchObject([{ unitsSold: 7n }]);
   expect((await ranking.top({ ...query, days: 4 })).products).toEqual([]);
+  await client.query("set enable_seqscan = off; set enable_bitmapscan = off");
   const plan = await client.query<{ "QUERY PLAN": string }>(
-    "explain select id from ranking_total where days = 3 and not by_variant and units > 0 order by units desc, id limit 5",
+    `explain select t.* from ranking_window w, lateral (
+       select id, units from ranking_total where days = w.days and by_variant = w.by_variant and units > 0
+        order by units desc, id limit 5) t where w.days = 3 and w.by_variant = false`,
   );
   const lines = plan.rows.map((row) => row["QUERY PLAN"]).join("\n");
+  expect(lines).toMatch(/Index (Only )?Scan using ranking_total_top_index/);
   expect(lines).not.toContain("Sort");
 });
 
