@@ -28,7 +28,7 @@ export class LimitedClient extends Client {
     return answer.finally(() => clearTimeout(timer));
   }) as Client["query"];
 
-  /** All that waits for it fails at once. */
+  /** All that waits for it fails at once; its own `end` would wait for the answers that are on their way. */
   #destroy(): void {
     (this as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
   }
