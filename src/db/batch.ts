@@ -5,13 +5,14 @@ import { toDomainError } from "./conflict.ts";
 import { answerBefore, answerOf } from "./idempotency.ts";
 import { type Handover, type Rows, UntouchedRows } from "./rows.ts";
 import type { Session } from "./session.ts";
-import type { Statement } from "./statement.ts";
 
 /** A command that waits for its answer. */
 export type Pending = {
   readonly command: Command<unknown>;
   readonly write: Write | undefined;
   readonly touches: readonly Touch[];
+  /** Its earlier answer, if it is a call of somebody. */
+  readonly answer: Touch | undefined;
   resolve(result: unknown): void;
   reject(error: unknown): void;
   /** Called when the rows that it touches have turned out to be others. */
@@ -40,8 +41,8 @@ export type Lead = Readonly<{
   handover: Handover;
   /** Where it is being written: what is sent there now comes behind it. */
   session: Session;
-  /** Fails unless this very attempt was stored, and with it the transaction of those who went on with its rows. */
-  proof: Statement;
+  /** Of this very attempt: without it in the session, the transaction of those who went on with its rows fails. */
+  mark: string;
   /** Settled when it is known whether it was stored. */
   written: Promise<unknown>;
   /** Some decision was refused. */

@@ -32,6 +32,17 @@ export class Outrun extends Error {
   }
 }
 
+/** A request was new as far as anybody had looked, and is not. */
+export class AnsweredBefore extends Error {
+  override readonly name = "AnsweredBefore";
+  /** As of `Outrun`. */
+  readonly code = "40001";
+
+  constructor(cause: unknown) {
+    super("a request was answered before, or a key is taken", { cause });
+  }
+}
+
 /** Whether a CHECK of the schema was broken. */
 export function isBrokenCheck(error: unknown): boolean {
   return hasCode(error, (code) => code === "23514");

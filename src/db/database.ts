@@ -5,6 +5,7 @@ import type { BatchObserver, Pending } from "./batch.ts";
 import type { Command, Key, RowClass, Touch, Write } from "./command.ts";
 import { toDomainError } from "./conflict.ts";
 import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+import { answerTouch } from "./idempotency.ts";
 import { Loader } from "./loader.ts";
 import { poolOf } from "./orm.ts";
 import type { Tables } from "./rows.ts";
@@ -163,10 +164,12 @@ export class Database {
       this.#commits.submit(pendingOf(touches));
     };
     const start = () => void submit().catch(reject);
+    const answer = write && answerTouch(write);
     const pendingOf = (touches: readonly Touch[]): Pending => ({
       command,
       write,
       touches,
+      answer,
       resolve: resolve as Pending["resolve"],
       reject,
       replan: start,

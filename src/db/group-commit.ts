@@ -1,7 +1,6 @@
 /** Lines up commands and lets those that may run together become one transaction. */
 import { DomainError } from "../error.ts";
 import { type BatchObserver, isAwaited, type Lead, type Pending, type Place } from "./batch.ts";
-import { answerTouch } from "./idempotency.ts";
 
 /** The most commands in one transaction. */
 const MAX_BATCH = 128;
@@ -76,10 +75,10 @@ export class GroupCommit {
       pending.reject(this.overload);
       return;
     }
-    const { write, touches } = pending;
+    const { answer, touches } = pending;
     const keys = touches.map(({ id }) => id);
     // A request that is sent twice at once is a conflict with itself.
-    if (write) keys.push(answerTouch(write).id);
+    if (answer) keys.push(answer.id);
     this.#queue.push({ pending, keys, since: performance.now() });
     this.#schedule();
   }

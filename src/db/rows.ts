@@ -1,11 +1,15 @@
 import { type Changes, changesOf, isFree, type Row, Tracked } from "./changes.ts";
 import { type EntityClass, idOf, type Key, type RowClass, shapeOf, type Touch, type Tx } from "./command.ts";
 import { isLockTimeout, LockedOut } from "./conflict.ts";
-import type { ResultRows, Session } from "./session.ts";
+import type { ResultRows } from "./exchange.ts";
+import type { Session } from "./session.ts";
 import type { Statement } from "./statement.ts";
 import type { Table } from "./table.ts";
 
 const NONE: readonly Row[][] = [];
+
+/** What is sent together with statements that load. */
+export type Around = Readonly<{ before: readonly (Statement | string)[]; after?: readonly string[] }>;
 
 /** Finds the table of an entity. */
 export type Tables = (entity: RowClass<object>) => Table;
@@ -65,21 +69,25 @@ export class Rows implements Tx {
     return rest.some(covers) ? undefined : rest;
   }
 
+  /** Takes it that there are no such rows, until they are added. */
+  assume(touches: readonly Touch[]): void {
+    this.#declare(touches);
+  }
+
   /** Loads everything that is touched: one statement for each entity and shape of key. */
   async load(
     session: Session,
     touches: readonly Touch[],
-    before: readonly (Statement | string)[],
-    after: readonly string[] = [],
+    around: (loads: number) => Around,
     explain?: (error: unknown, index: number) => unknown,
   ): Promise<void> {
     const groups = Map.groupBy(this.#declare(touches), ({ shape }) => shape);
-    const loads = [...groups.values()].flatMap((group) => {
-      const [first] = group;
-      if (!first) return [];
-      const keys = group.map((touch) => touch.key);
-      return [{ touch: first, statement: this.#tables(first.entity).select(first.shape, keys) }];
+    const loads = [...groups.values()].map((group) => {
+      const touch = group[0] as Touch;
+      const keys = group.map(({ key }) => key);
+      return { touch, statement: this.#tables(touch.entity).select(touch.shape, keys) };
     });
+    const { before, after = [] } = around(loads.length);
     const results = await session.send([...before, ...loads.map(({ statement }) => statement), ...after], explain);
     for (const [index, { touch }] of loads.entries()) this.#index(touch, results[before.length + index] ?? []);
   }
@@ -101,7 +109,8 @@ export class Rows implements Tx {
       .sort((a, b) => Number(a.table.counting) - Number(b.table.counting) || (a.id < b.id ? -1 : 1));
     const locks = ordered.map(({ touch, table }) => table.lock(touch.shape, touch.key));
     // The server takes one lock after the other, in this order, and only then reads.
-    await this.load(session, [...touches, ...answers], [...before, ...locks], [], (error, index) => {
+    const around = () => ({ before: [...before, ...locks] });
+    await this.load(session, [...touches, ...answers], around, (error, index) => {
       const at = ordered[index - before.length];
       return at && isLockTimeout(error) ? new LockedOut(at.id, error) : error;
     });

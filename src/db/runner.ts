@@ -11,7 +11,15 @@ import {
   type Pending,
   type Place,
 } from "./batch.ts";
-import { isConflict, isDuplicate, isLockTimeout, isUnavailable, LockedOut, toDomainError } from "./conflict.ts";
+import {
+  AnsweredBefore,
+  isConflict,
+  isDuplicate,
+  isLockTimeout,
+  isUnavailable,
+  LockedOut,
+  toDomainError,
+} from "./conflict.ts";
 import { type Attempt, type Offer, type TransactionOptions, Transactions } from "./transaction.ts";
 
 /** How often a batch is tried before its callers hear CONFLICT. */
@@ -111,6 +119,7 @@ export class BatchRunner {
         const stillLocked = error instanceof LockedOut;
         const again = !stillLocked && isTaken(error) && attempt >= MAX_DUPLICATES && batch.length > 1;
         const last = lockWaits === MAX_LOCK_WAITS || attempt >= MAX_ATTEMPTS;
+        if (error instanceof AnsweredBefore) continue;
         if (isConflict(error) && !last && !again) {
           this.#observer.conflicted?.({ size: batch.length, attempt });
           this.#lockUntil = performance.now() + STORM;

@@ -1,19 +1,11 @@
 import type { Writable } from "node:stream";
-import type { Pool, PoolClient, QueryArrayConfig, QueryArrayResult } from "pg";
+import type { Pool, PoolClient } from "pg";
 import { Unreachable } from "./conflict.ts";
-import { driverTypes, type Statement } from "./statement.ts";
+import { Exchange, type ResultRows } from "./exchange.ts";
+import type { Statement } from "./statement.ts";
 
-/** A database that says nothing for so long, in milliseconds, is gone, and the connection with it. */
-const SILENCE = 15_000;
-
-/** What the driver gets: rows as arrays, its own parsers, and an end to waiting. */
-export function queryOf({ text, name, values = [] }: Partial<Statement> & { text: string }): QueryArrayConfig {
-  const config = { text, values: [...values], rowMode: "array" as const, types: driverTypes, query_timeout: SILENCE };
-  return name === undefined ? config : { ...config, name };
-}
-
-/** Rows as arrays of column values. */
-export type ResultRows = unknown[][];
+/** A statement that takes nothing, prepared like all others under a name that is its text. */
+const plain = (text: string): Statement => ({ name: text, text, values: [] });
 
 /**
  * One connection for one transaction after the other. Statements are sent at once, one behind the other, without waiting
@@ -45,7 +37,7 @@ export class Session {
     try {
       return await work(this);
     } catch (error) {
-      await this.#query("rollback").catch((failure: Error) => {
+      await this.send(["rollback"]).catch((failure: Error) => {
         this.#broken = failure;
       });
       throw error;
@@ -56,32 +48,30 @@ export class Session {
   }
 
   /**
-   * Sends statements together and returns the rows of each. When one fails, so do all behind it, and what is thrown is
-   * the failure of the first: a COMMIT behind a failed statement rolls back. `explain` may make another error of it.
+   * Sends statements together and returns the rows of each. When one fails, none behind it is carried out. `explain` may
+   * make another error of what has failed.
    */
   async send(
     statements: readonly (Statement | string)[],
     explain: (error: unknown, index: number) => unknown = (error) => error,
   ): Promise<ResultRows[]> {
-    const results = await Promise.allSettled(this.#together(() => statements.map((one) => this.#query(one))));
-    return results.map((result, index) => {
-      if (result.status === "rejected") throw explain(result.reason, index);
-      return result.value.rows;
-    });
-  }
-
-  /** What is sent meanwhile leaves in one write to the socket: one for each statement is a tenth of the processor time. */
-  #together<T>(send: () => T): T {
-    const { stream } = (this.#client as unknown as { connection: { stream: Writable } }).connection;
-    stream.cork();
+    const exchange = new Exchange(statements.map((one) => (typeof one === "string" ? plain(one) : one)));
+    this.#submit(exchange);
     try {
-      return send();
-    } finally {
-      stream.uncork();
+      return await exchange.results;
+    } catch (error) {
+      throw explain(error, exchange.at);
     }
   }
 
-  #query(statement: Statement | string): Promise<QueryArrayResult<unknown[]>> {
-    return this.#client.query(queryOf(typeof statement === "string" ? { text: statement } : statement));
+  /** In one write to the socket: one for each message is a tenth of the processor time. */
+  #submit(exchange: Exchange): void {
+    const { stream } = (this.#client as unknown as { connection: { stream: Writable } }).connection;
+    stream.cork();
+    try {
+      this.#client.query(exchange);
+    } finally {
+      stream.uncork();
+    }
   }
 }

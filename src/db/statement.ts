@@ -72,27 +72,18 @@ export function given(columns: readonly Column[], guards: readonly Column[]): st
   return `unnest(${parameters(columns)}) as u (${fields}) where ${where}`;
 }
 
-/**
- * Begins a transaction that writes. DEFERRABLE does nothing here but show that it was begun: it means something to
- * serializable transactions that only read. https://www.postgresql.org/docs/18/sql-set-transaction.html
- */
-export const BEGIN = "begin isolation level read committed deferrable";
-
-/** Statements are sent without waiting for BEGIN; should that fail, each one would be a transaction of its own. */
-const BEGUN = "current_setting('transaction_deferrable')::boolean";
-
-/** A condition that fails (division by zero) outside of a transaction that BEGIN has begun. */
-export const ONLY_BEGUN = `1 / ${BEGUN}::int = 1`;
+/** Begins a transaction that writes. */
+export const BEGIN = "begin isolation level read committed";
 
 /**
- * A change of rows that fails (division by zero) unless it has found all of them, in a transaction that was begun, and
- * with it a COMMIT that was sent behind it. It returns how many were not what they had been read as, though what matters
+ * A change of rows that fails (division by zero) unless it has found all of them, and with it all
+ * that was sent behind it, the COMMIT too. It returns how many were not what they had been read as, though what matters
  * was.
  */
 export function checked(change: string): string {
   return (
     `with done as (${change}) ` +
-    `select 1 / (count(*) = cardinality($1) and ${BEGUN})::int, count(*) filter (where moved)::int from done`
+    `select 1 / (count(*) = cardinality($1))::int, count(*) filter (where moved)::int from done`
   );
 }
 

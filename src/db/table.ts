@@ -12,7 +12,6 @@ import {
   equalities,
   given,
   isWritable,
-  ONLY_BEGUN,
   parameters,
   prepared,
   type Statement,
@@ -140,7 +139,7 @@ export class Table {
         return insert;
       });
       const named = others.map((insert, index) => `i${index} as (${insert})`).reverse();
-      return `${named.length > 0 ? `with ${named.join(", ")} ` : ""}${main} where ${ONLY_BEGUN}`;
+      return `${named.length > 0 ? `with ${named.join(", ")} ` : ""}${main}`;
     };
     const values = parts.flatMap(({ rows }, index) => valuesOf(written[index] ?? [], rows));
     return [{ ...prepared(inserts, name, text), values }];

@@ -3,11 +3,10 @@ import { randomUUID } from "node:crypto";
 import type { Pool } from "pg";
 import { decide, type Lead, type Outcome, type Pending } from "./batch.ts";
 import type { Touch } from "./command.ts";
-import { isBrokenCheck, Outrun } from "./conflict.ts";
-import { answerTouch } from "./idempotency.ts";
+import { AnsweredBefore, isBrokenCheck, isDuplicate, Outrun } from "./conflict.ts";
 import { Rows, type Tables } from "./rows.ts";
 import { Session } from "./session.ts";
-import { BEGIN, ONLY_BEGUN, type Statement } from "./statement.ts";
+import { BEGIN, type Statement } from "./statement.ts";
 
 export type Isolation = "repeatable read" | "read committed";
 
@@ -47,23 +46,25 @@ const added = (inserts: readonly Statement[]) =>
 /** A setting of the session that is taken back with the transaction that has made it. */
 const STORED = "doorbuster.stored";
 
-/** What makes the settings, alone or with a mark of the transaction, for a proof of it. */
+/**
+ * What makes the settings, alone or with a mark of the transaction. `marked` fails (division by zero) unless the transaction
+ * in front, in the same session, was committed, and with it all behind it in its own. By its mark and not by what it has
+ * stored: another attempt, or another process that was sent the same request, may have stored the same and left other rows.
+ */
 function settingsOf(lockTimeoutMs: number) {
   const set = [...Object.entries(settings), ["lock_timeout", `${lockTimeoutMs}ms`] as const].map(setting).join(", ");
   const alone: Statement = { name: "settings", text: `select ${set}`, values: [] };
-  const text = `select set_config('${STORED}', $1, false), ${set} where ${ONLY_BEGUN}`;
-  return { alone, marked: (mark: string): Statement => ({ name: "marked", text, values: [mark] }) };
+  const first = `select set_config('${STORED}', $1, false), ${set}`;
+  const behind = `${first} where 1 / (current_setting('${STORED}', true) is not distinct from $2)::int = 1`;
+  const marked = (mark: string, ahead: string | undefined): Statement =>
+    ahead === undefined
+      ? { name: "marked", text: first, values: [mark] }
+      : { name: "behind", text: behind, values: [mark, ahead] };
+  return { alone, marked };
 }
 
-/**
- * Fails (division by zero) unless the transaction in front, in the same session, was committed, and with it all behind it
- * in its own. By its mark and not by what it has stored: another attempt, or another process that was sent the same
- * request, may have stored the same and left other rows.
- */
-function proofOf(mark: string): Statement {
-  const text = `select 1 / (current_setting('${STORED}', true) is not distinct from $1)::int`;
-  return { name: "proof", text, values: [mark] };
-}
+/** For how long, in milliseconds, earlier answers are read in advance where one was found or somebody was refused. */
+const REPEATED = 1_000;
 
 export type TransactionOptions = Readonly<{
   pool: Pool;
@@ -84,6 +85,8 @@ export type Attempt = { outcomes: Outcome[]; company: boolean };
 export class Transactions {
   readonly #options: TransactionOptions;
   readonly #settings: ReturnType<typeof settingsOf>;
+  /** Until then earlier answers are read before anything is decided: requests have come again, or were refused. */
+  #repeatedUntil = 0;
 
   constructor(options: TransactionOptions) {
     this.#options = options;
@@ -101,38 +104,35 @@ export class Transactions {
    *   batch in front leaves
    */
   optimistic(batch: readonly Pending[], ahead: Lead | undefined, offer: Offer): Promise<Attempt> {
-    const { pool, isolation } = this.#options;
-    const snapshot = [`begin isolation level ${isolation} read only`, this.#settings.alone];
     const work = async (session: Session): Promise<Attempt> => {
-      const rows = this.#rows();
-      const { touches, answers } = touchesOf(batch);
-      const all = [...touches, ...answers];
-      const rest = ahead ? rows.inherit(all, ahead.handover) : all;
-      if (!rest) throw new Outrun("it needs rows that the batch in front has not stored yet");
-      // Whoever keeps a connection while waiting for another one may wait for ever.
-      if (ahead && rest.length > 0 && !hasRoom(pool)) throw new Outrun("no connection is free to read beside it");
-      const load = (from: Session) => rows.load(from, rest, snapshot, ["commit"]);
-      if (rest.length > 0) await (ahead ? Session.run(pool, load) : load(session));
-      const outcomes = batch.map((pending) => decide(pending, rows));
+      const careful = performance.now() < this.#repeatedUntil;
+      let { rows, outcomes } = await this.#decided(batch, ahead, session, careful);
+      if (outcomes.some((outcome) => "error" in outcome && outcome.pending.write)) {
+        this.#repeatedUntil = performance.now() + REPEATED;
+        // What is refused may have been answered before.
+        if (!careful) ({ rows, outcomes } = await this.#decided(batch, ahead, session, true));
+      }
       const { updates, inserts, counts } = rows.changes();
       const changes = [...updates, ...inserts, ...counts];
       if (changes.length === 0 && !ahead) return { outcomes, company: false };
       const mark = randomUUID();
-      const marked = this.#settings.marked(mark);
-      const first = ahead ? [BEGIN, ahead.proof, marked] : [BEGIN, marked];
+      const first = [BEGIN, this.#settings.marked(mark, ahead?.mark)];
       const written = session.send([...first, ...changes, "commit"]);
       const lead = () => {
         // Upkeep is not in a hurry.
         const asked = outcomes.some((outcome) => !("error" in outcome) && outcome.pending.write);
         const refused = outcomes.some((outcome) => "error" in outcome);
-        return asked ? { handover: rows.handover(), session, proof: proofOf(mark), written, refused } : undefined;
+        return asked ? { handover: rows.handover(), session, mark, written, refused } : undefined;
       };
       const results = await leading(written, ahead, offer, lead).catch((error) => {
-        throw rows.counting && isBrokenCheck(error) ? new Outrun("others have counted as well", error) : error;
+        if (rows.counting && isBrokenCheck(error)) throw new Outrun("others have counted as well", error);
+        if (careful || !isDuplicate(error)) throw error;
+        this.#repeatedUntil = performance.now() + REPEATED;
+        throw new AnsweredBefore(error);
       });
       return { outcomes, company: results.slice(first.length, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };
     };
-    return ahead ? ahead.session.use(work) : Session.run(pool, work);
+    return ahead ? ahead.session.use(work) : Session.run(this.#options.pool, work);
   }
 
   /**
@@ -151,6 +151,28 @@ export class Transactions {
       await session.send([...updates, ...added(inserts), ...counts, "commit"]);
       return outcomes;
     });
+  }
+
+  /** `careful`: earlier answers are read. Otherwise all requests are taken to be new: each has to be when it is stored. */
+  async #decided(batch: readonly Pending[], ahead: Lead | undefined, session: Session, careful: boolean) {
+    const { pool, isolation } = this.#options;
+    const { alone } = this.#settings;
+    const rows = this.#rows();
+    const { touches, answers } = touchesOf(batch);
+    const all = careful ? [...touches, ...answers] : touches;
+    if (!careful) rows.assume(answers);
+    const rest = ahead ? rows.inherit(all, ahead.handover) : all;
+    if (!rest) throw new Outrun("it needs rows that the batch in front has not stored yet");
+    // Whoever keeps a connection while waiting for another one may wait for ever.
+    if (ahead && rest.length > 0 && !hasRoom(pool)) throw new Outrun("no connection is free to read beside it");
+    // One statement sees one moment by itself.
+    const snapshot = (loads: number) =>
+      loads > 1
+        ? { before: [`begin isolation level ${isolation} read only`, alone], after: ["commit"] }
+        : { before: [alone] };
+    const load = (from: Session) => rows.load(from, rest, snapshot);
+    if (rest.length > 0) await (ahead ? Session.run(pool, load) : load(session));
+    return { rows, outcomes: batch.map((pending) => decide(pending, rows)) };
   }
 
   #rows(): Rows {
@@ -194,6 +216,6 @@ async function leading<T>(
 function touchesOf(batch: readonly Pending[]): { touches: Touch[]; answers: Touch[] } {
   return {
     touches: batch.flatMap((pending) => pending.touches),
-    answers: batch.flatMap(({ write }) => (write ? [answerTouch(write)] : [])),
+    answers: batch.flatMap(({ answer }) => answer ?? []),
   };
 }

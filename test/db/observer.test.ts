@@ -32,6 +32,7 @@ test("what is committed is committed once, and answered, when the observer throw
   const pending = {
     command,
     write: undefined,
+    answer: undefined,
     touches: command.touches as [],
     resolve: (result: unknown) => void answers.push(result),
     reject: (error: unknown) => void answers.push(error),

@@ -67,7 +67,8 @@ test("an item that comes in between is bought, too: the plan is made again", asy
     buyCart(meanwhile, () => void decided.push(plans)),
   );
   expect(bought.toSorted()).toEqual(ids.slice(0, 2).toSorted());
-  expect(decided).toEqual([1, 2]);
+  // The first plan twice: whoever is refused may have been answered before, and that is looked up.
+  expect(decided).toEqual([1, 1, 2]);
   expect((await stocksOf(db, ids)).slice(0, 3)).toEqual([9, 9, 10]);
   expect(await db.list(CartItem, { userId })).toEqual([]);
 });

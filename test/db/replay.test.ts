@@ -1,6 +1,6 @@
 /** The same request id more than once: in one batch, in two, in two processes. */
 import { randomUUID } from "node:crypto";
-import { beforeEach, describe, expect, test } from "vitest";
+import { beforeEach, describe, expect, test, vi } from "vitest";
 import { type Command, Replayed, touch, type Write } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
 import { DomainError } from "../../src/error.ts";
@@ -57,18 +57,16 @@ describe("a request id that comes twice in one batch", () => {
 
   test("is decided anew when the first was refused", async () => {
     const requestId = randomUUID();
-    let decisions = 0;
-    const refusedOnce: Command<unknown> = {
+    const taken = (index: number): Command<unknown> => ({
       touches: [touch(Variant, { id })],
       decide: (tx) => {
         tx.get(Variant, { id }).take(1);
-        decisions += 1;
-        if (decisions === 1) throw new DomainError("INSUFFICIENT_BALANCE", "not yet");
-        return decisions;
+        if (index === 1) throw new DomainError("INSUFFICIENT_BALANCE", "not yet");
+        return index;
       },
-    };
+    });
     const call = callOf(requestId, "a");
-    const answers = await Promise.all([call, call, call].map((same) => send(same, refusedOnce)));
+    const answers = await Promise.all([1, 2, 3].map((index) => send(call, taken(index))));
     expect(answers).toEqual(["INSUFFICIENT_BALANCE", "first 2", "replayed 2"]);
     expect(seen.committed.map(({ size }) => size)).toEqual([3]);
     expect(await stockOf(db, id)).toBe(9);
@@ -136,5 +134,61 @@ describe("a request id that is sent again", () => {
       expect(a?.[1]).toBe(b?.[1]);
     }
     expect(await stockOf(db, hot)).toBe(900);
+  });
+});
+
+/** It takes requests to be new until it meets one that is not. */
+describe("a request id that was answered by another process comes to one that has looked for none, and", () => {
+  let other: Database;
+  let seenByOther: Seen;
+  const call = () => callOf(randomUUID(), "a");
+
+  beforeEach(async () => {
+    ({ db: other, seen: seenByOther } = await open(url));
+  });
+
+  test("has its first answer, and its neighbours theirs", async () => {
+    const again = call();
+    expect(await send(again)).toBe("first [9]");
+    const answers = await Promise.all([call(), again, call()].map((one) => send(one, takeOne([id]), other)));
+    expect(answers).toEqual(["first [8]", "replayed [9]", "first [7]"]);
+    expect(await stockOf(db, id)).toBe(7);
+    // Nobody was faster, so nothing is locked on that account.
+    expect(seenByOther.conflicted).toEqual([]);
+    await send(call(), takeOne([id]), other);
+    expect(seenByOther.committed.map(({ locked }) => locked)).toEqual([true, false]);
+  });
+
+  test("has its first answer when it would be refused by now", async () => {
+    const [last = ""] = await addVariants(db, 1);
+    const again = call();
+    expect(await send(again, takeOne([last]))).toBe("first [0]");
+    expect(await send(again, takeOne([last]), other)).toBe("replayed [0]");
+    expect(await send(call(), takeOne([last]), other)).toBe("INSUFFICIENT_STOCK");
+  });
+
+  test("with other content is REQUEST_ID_REUSED", async () => {
+    const used = call();
+    await send(used);
+    expect(await send(callOf(used.requestId, "b"), takeOne([id]), other)).toBe("REQUEST_ID_REUSED");
+    expect(await stockOf(db, id)).toBe(9);
+  });
+
+  test("behind a batch that is being written has its first answer, too", async () => {
+    const again = call();
+    await send(again);
+    const [x = ""] = await addVariants(db, STOCK);
+    const held = await holdVariant(url, x);
+    const first = send(call(), takeOne([x, id].sort()), other);
+    await held.waiting(1);
+    let decisions = 0;
+    const counted = takeOne([id], () => {
+      decisions += 1;
+    });
+    const second = send(again, counted, other);
+    await vi.waitFor(() => expect(decisions).toBe(1));
+    await held.release();
+    expect(await Promise.all([first, second])).toEqual([expect.stringContaining("first"), "replayed [9]"]);
+    expect(await stockOf(db, id)).toBe(8);
   });
 });

@@ -42,13 +42,14 @@ describe("batches of one process", () => {
     await held.waiting(1);
     for (let round = 0; round < 3; round += 1) await db.apply(takeOne([free]));
     await held.waiting(1);
+    expect(decided).toEqual([first]);
     await held.release();
     const [winner, ...losers] = await answered;
     expect(winner?.status).toBe("fulfilled");
     expect(losers.map((loser) => loser.status === "rejected" && loser.reason.reason)).toEqual(
       losers.map(() => "REQUEST_ID_REUSED"),
     );
-    expect(decided).toEqual([first]);
+    expect(await stocksOf(db, [first, ...others])).toEqual([3, 4, 4, 4, 4]);
     expect(seen.conflicted).toEqual([]);
   });
 
