@@ -1,20 +1,17 @@
 import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { type ContextValues, createContextValues, type HandlerContext } from "@connectrpc/connect";
-import { Metadata } from "@grpc/grpc-js";
 import { type Call, callKey } from "./call.ts";
 
-function toHeaders(metadata: Metadata): Headers {
+/** As HTTP/2 has them: binary ones are in base64. */
+export type GrpcHeaders = Readonly<Record<string, string | number | readonly string[] | undefined>>;
+
+function toHeaders(sent: GrpcHeaders): Headers {
   const headers = new Headers();
-  for (const [name, value] of Object.entries(metadata.toHttp2Headers())) {
+  for (const [name, value] of Object.entries(sent)) {
+    if (name.startsWith(":") || value === undefined) continue;
     for (const one of [value].flat()) headers.append(name, String(one));
   }
   return headers;
-}
-
-function copy(headers: Headers | undefined, target: Metadata): void {
-  headers?.forEach((value, name) => {
-    target.set(name, name.endsWith("-bin") ? Buffer.from(value, "base64") : value);
-  });
 }
 
 /**
@@ -25,7 +22,7 @@ export class GrpcContext implements HandlerContext {
   readonly method: DescMethod;
   readonly requestMethod = "POST";
   readonly protocolName = "grpc";
-  readonly #metadata: Metadata;
+  readonly #sent: GrpcHeaders;
   readonly #call: Call;
   readonly #deadlineMs: number;
   #controller: AbortController | undefined;
@@ -36,10 +33,10 @@ export class GrpcContext implements HandlerContext {
   #values: ContextValues | undefined;
 
   /** `deadlineMs` is a time as Date.now() counts it, or Infinity. */
-  constructor(call: Call, metadata: Metadata, deadlineMs: number) {
+  constructor(call: Call, sent: GrpcHeaders, deadlineMs: number) {
     this.method = call.rpc.method;
     this.#call = call;
-    this.#metadata = metadata;
+    this.#sent = sent;
     this.#deadlineMs = deadlineMs;
   }
 
@@ -48,7 +45,7 @@ export class GrpcContext implements HandlerContext {
   }
 
   get url(): string {
-    return `http://${this.#metadata.get("host")[0] ?? "localhost"}/${this.#call.rpc.name}`;
+    return `http://${this.#sent[":authority"] ?? this.#sent.host ?? "localhost"}/${this.#call.rpc.name}`;
   }
 
   get signal(): AbortSignal {
@@ -60,7 +57,7 @@ export class GrpcContext implements HandlerContext {
   }
 
   get requestHeader(): Headers {
-    this.#requestHeader ??= toHeaders(this.#metadata);
+    this.#requestHeader ??= toHeaders(this.#sent);
     return this.#requestHeader;
   }
 
@@ -92,18 +89,13 @@ export class GrpcContext implements HandlerContext {
   }
 
   /** The headers of the answer: those of the handler, and the request id. */
-  header(): Metadata {
-    const metadata = new Metadata();
-    metadata.set("x-request-id", this.#call.requestId);
-    copy(this.#responseHeader, metadata);
-    return metadata;
+  header(): Record<string, string> {
+    const headers: Record<string, string> = { "x-request-id": this.#call.requestId };
+    return this.#responseHeader ? Object.assign(headers, Object.fromEntries(this.#responseHeader)) : headers;
   }
 
   /** The trailers of the answer, if there are any. */
-  trailer(): Metadata | undefined {
-    if (!this.#responseTrailer) return undefined;
-    const metadata = new Metadata();
-    copy(this.#responseTrailer, metadata);
-    return metadata;
+  trailer(): Record<string, string> | undefined {
+    return this.#responseTrailer && Object.fromEntries(this.#responseTrailer);
   }
 }

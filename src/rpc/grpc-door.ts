@@ -1,7 +1,8 @@
-import type { ServerHttp2Session } from "node:http2";
+import type { Http2Server, ServerHttp2Session, ServerHttp2Stream } from "node:http2";
 import { createServer } from "node:net";
 import {
   type handleServerStreamingCall,
+  Metadata,
   Server,
   ServerCredentials,
   type ServerInterceptingCall,
@@ -35,41 +36,33 @@ async function pump(stream: Stream, call: Call, context: GrpcContext): Promise<v
   if (pending) await pending;
   let begun = false;
   for await (const message of call.stream(decode(call.rpc, stream.request), context)) {
-    if (!begun) stream.sendMetadata(context.header());
+    if (!begun) stream.sendMetadata(Metadata.fromHttp2Headers(context.header()));
     begun = true;
     if (stream.cancelled) return;
     if (!stream.write(asBuffer(encodeStreamed(call.rpc.method.output, message)))) await writable(stream);
   }
-  if (!begun) stream.sendMetadata(context.header());
+  if (!begun) stream.sendMetadata(Metadata.fromHttp2Headers(context.header()));
 }
 
 function serveStream(pipeline: Pipeline, rpc: Rpc): handleServerStreamingCall<Buffer, Buffer> {
   return (stream) => {
     const call = pipeline.begin(rpc, stream.metadata.get("x-request-id")[0] as string | undefined);
     const deadlineMs = Number(stream.getDeadline());
-    const context = new GrpcContext(call, stream.metadata, deadlineMs);
+    const context = new GrpcContext(call, stream.metadata.toHttp2Headers(), deadlineMs);
     stream.on("cancelled", () => leave(call, context, gone(context.timeoutMs())));
     pump(stream, call, context)
       .then(
-        () => stream.end(context.trailer()),
+        () => stream.end(Metadata.fromHttp2Headers(context.trailer() ?? {})),
         (error: unknown) => stream.emit("error", { ...toStatus(call.refuse(error), context.header()), message: "" }),
       )
       .finally(() => context.abort(gone(context.timeoutMs())));
   };
 }
 
-/** The library's own way to the handler of a unary call ends here: the call has been taken over. */
-const nothing = { start() {} } as unknown as ServerInterceptingCall;
-
 function intercept(pipeline: Pipeline): ServerInterceptor {
-  const unary = new Map(pipeline.rpcs.filter(isUnary).map((rpc) => [`/${rpc.name}`, rpc]));
   return ({ path }, call) => {
-    const rpc = unary.get(path);
-    const taken = rpc && new UnaryCall(pipeline, rpc, call);
-    explain(pipeline, path, call, () => taken?.open);
-    if (!taken) return call as ServerInterceptingCall;
-    call.start(taken);
-    return nothing;
+    explain(pipeline, path, call);
+    return call as ServerInterceptingCall;
   };
 }
 
@@ -94,24 +87,42 @@ function isUnary(rpc: Rpc): boolean {
   return rpc.method.methodKind === "unary";
 }
 
-function addRpc(server: Server, pipeline: Pipeline, rpc: Rpc): void {
-  const unary = isUnary(rpc);
+function addStream(server: Server, pipeline: Pipeline, rpc: Rpc): void {
   const definition = {
     path: `/${rpc.name}`,
     requestStream: false as const,
-    responseStream: !unary,
+    responseStream: true as const,
     requestSerialize: keepBytes,
     requestDeserialize: keepBytes,
     responseSerialize: keepBytes,
     responseDeserialize: keepBytes,
   };
-  server.addService({ call: definition }, { call: unary ? () => {} : serveStream(pipeline, rpc) });
+  server.addService({ call: definition }, { call: serveStream(pipeline, rpc) });
 }
 
-/** The connections, which the library keeps to itself; its list of all of them is empty without channelz. */
+/**
+ * What the library keeps to itself: its HTTP/2 server, and the connections. Its list of all of them is empty without
+ * channelz.
+ */
+function innerOf(server: Server): Map<Http2Server, { sessions: ReadonlySet<ServerHttp2Session> }> {
+  return (server as unknown as { http2Servers: ReturnType<typeof innerOf> }).http2Servers;
+}
+
+/** Takes the unary calls before the library does. */
+function takeUnary(server: Server, pipeline: Pipeline): void {
+  const unary = new Map(pipeline.rpcs.filter(isUnary).map((rpc) => [`/${rpc.name}`, rpc]));
+  for (const inner of innerOf(server).keys()) {
+    const others = inner.listeners("stream");
+    inner.removeAllListeners("stream").on("stream", (stream, headers, ...rest) => {
+      const rpc = unary.get(headers[":path"] ?? "");
+      if (rpc) UnaryCall.serve(pipeline, rpc, stream as ServerHttp2Stream, headers);
+      else for (const listener of others) listener.call(inner, stream, headers, ...rest);
+    });
+  }
+}
+
 function sessionsOf(server: Server): ServerHttp2Session[] {
-  type Listening = { http2Servers: ReadonlyMap<unknown, { sessions: ReadonlySet<ServerHttp2Session> }> };
-  return [...(server as unknown as Listening).http2Servers.values()].flatMap(({ sessions }) => [...sessions]);
+  return [...innerOf(server).values()].flatMap(({ sessions }) => [...sessions]);
 }
 
 /**
@@ -135,12 +146,13 @@ export async function openGrpcDoor(pipeline: Pipeline, host: string, port: numbe
     "grpc.keepalive_time_ms": KEEPALIVE_MS,
     interceptors: [intercept(pipeline)],
   });
-  for (const rpc of pipeline.rpcs) addRpc(server, pipeline, rpc);
+  for (const rpc of pipeline.rpcs) if (!isUnary(rpc)) addStream(server, pipeline, rpc);
   const announceStop = addHealth(server, pipeline.services);
   addReflection(server, pipeline.services);
   serveUnknown(server);
   // With a socket of our own a port in use is an error with a code; the library would make it a text, and print it.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  takeUnary(server, pipeline);
   const sockets = createServer({ noDelay: true }, (socket) => injector.injectConnection(socket));
   const bound = await listen(sockets, "GRPC_PORT", host, port);
   const close = (leaveMs: number) => {

@@ -1,6 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Metadata, type ServerInterceptingCallInterface } from "@grpc/grpc-js";
-import { type Call, requestIdOf } from "./call.ts";
+import { requestIdOf } from "./call.ts";
 import { encodeStatus, refusalOf, toConnectError } from "./error-map.ts";
 import type { Pipeline } from "./pipeline.ts";
 
@@ -16,10 +16,21 @@ export function asBuffer(bytes: Uint8Array): Buffer {
 }
 
 /** A refusal as the library sends it. */
-export function toStatus(error: ConnectError, trailer: Metadata) {
-  trailer.set(DETAILS, asBuffer(encodeStatus(error)));
+export function toStatus(error: ConnectError, headers: Record<string, string>) {
+  const metadata = Metadata.fromHttp2Headers(headers);
+  metadata.set(DETAILS, asBuffer(encodeStatus(error)));
   // Both libraries number the codes as gRPC does, each by a type of its own.
-  return { code: error.code as number, details: error.rawMessage, metadata: trailer };
+  return { code: error.code as number, details: error.rawMessage, metadata };
+}
+
+/** A refusal as HTTP/2 has it. */
+export function statusHeaders(error: ConnectError): Record<string, string> {
+  return {
+    "grpc-status": String(error.code),
+    // Percent-encoded, which half a character can't be.
+    "grpc-message": encodeURI(error.rawMessage.toWellFormed()),
+    [DETAILS]: asBuffer(encodeStatus(error)).toString("base64"),
+  };
 }
 
 /** The status of a call that the library refuses by itself. */
@@ -29,10 +40,9 @@ export function unimplemented(details: string): Status {
 
 /**
  * Gives the refusals that the library makes by itself (too large, past the deadline, no such RPC) a reason like all
- * others have, and a log line: that of the call, where one has begun. It sends them past all interceptors, hence the
- * method put into its call object.
+ * others have, and a log line. It sends them past all interceptors, hence the method put into its call object.
  */
-export function explain(pipeline: Pipeline, path: string, call: RawCall, begun: () => Call | undefined): void {
+export function explain(pipeline: Pipeline, path: string, call: RawCall): void {
   const beganMs = performance.now();
   const send = call.sendStatus;
   call.sendStatus = (status) => {
@@ -40,14 +50,10 @@ export function explain(pipeline: Pipeline, path: string, call: RawCall, begun: 
     // What it calls internal is about what the caller sent: bytes that can't be decompressed, a deadline that can't be read.
     const code = status.code === (Code.Internal as number) ? Code.InvalidArgument : (status.code as number);
     const refusal = refusalOf(new ConnectError(status.details ?? "", code));
-    const open = begun();
     const metadata = status.metadata ?? new Metadata();
     if (refusal.reason === "DEADLINE_EXCEEDED") {
       // It is in the log when it has been given up.
-      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, open?.requestId ?? ""))));
-    } else if (open) {
-      metadata.set("x-request-id", open.requestId);
-      metadata.set(DETAILS, asBuffer(encodeStatus(open.refuse(refusal))));
+      metadata.set(DETAILS, asBuffer(encodeStatus(toConnectError(refusal, ""))));
     } else {
       const sent = (call as unknown as { metadata: Metadata }).metadata.get("x-request-id")[0];
       const requestId = requestIdOf(sent);

@@ -1,15 +1,31 @@
-import type { ServerHttp2Stream } from "node:http2";
+import { constants, type IncomingHttpHeaders, type ServerHttp2Stream } from "node:http2";
+import { promisify } from "node:util";
+import { gunzip, inflate } from "node:zlib";
 import { fromBinary, type Message } from "@bufbuild/protobuf";
-import type { Metadata } from "@grpc/grpc-js";
 import { DomainError } from "../error.ts";
 import type { Call, Rpc } from "./call.ts";
-import { DEFAULT_DEADLINE_MS, gone } from "./door.ts";
+import { DEFAULT_DEADLINE_MS, gone, MAX_REQUEST_BYTES } from "./door.ts";
 import { GrpcContext } from "./grpc-context.ts";
-import { asBuffer, type RawCall, toStatus } from "./grpc-status.ts";
+import { statusHeaders } from "./grpc-status.ts";
 import { encodeAnswer } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
 
-const OK = { code: 0, details: "OK" };
+/** Whether it is compressed, and how many bytes follow. */
+const HEAD = 5;
+/** The longest that a timer takes, in milliseconds. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
+const TIMEOUT = /^(\d{1,8})([HMSmun])$/;
+const unitMs: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 };
+
+const GRPC = /^application\/grpc(\+proto)?\s*(;|$)/;
+const CONTENT_TYPE = "application/grpc+proto";
+const OK = { "grpc-status": "0" };
+const withTrailers = { waitForTrailers: true };
+
+const decompressors: Readonly<
+  Record<string, (bytes: Buffer, options: { maxOutputLength: number }) => Promise<Buffer>>
+> = { gzip: promisify(gunzip), deflate: promisify(inflate) };
 
 /** @throws DomainError ARGUMENT_INVALID */
 export function decode(rpc: Rpc, bytes: Uint8Array): Message {
@@ -26,78 +42,124 @@ export function leave(call: Call, context: GrpcContext, reason: DomainError): vo
   context.abort(reason);
 }
 
+function tooLarge(): DomainError {
+  return new DomainError("MESSAGE_TOO_LARGE", `a request may have ${MAX_REQUEST_BYTES} bytes`);
+}
+
+/** How long the caller waits, in milliseconds; undefined when it can't be read. */
+function timeoutOf(header: string | string[] | undefined): number | undefined {
+  if (header === undefined) return DEFAULT_DEADLINE_MS;
+  const [, digits, unit = ""] = TIMEOUT.exec(String(header)) ?? [];
+  return digits === undefined ? undefined : Math.min(Number(digits) * (unitMs[unit] ?? 1), LONGEST_TIMER);
+}
+
+/** @throws DomainError METHOD_NOT_SERVED, MESSAGE_TOO_LARGE, ARGUMENT_INVALID */
+async function decompressed(bytes: Buffer, encoding: string): Promise<Buffer> {
+  const decompress = decompressors[encoding];
+  if (!decompress) throw new DomainError("METHOD_NOT_SERVED", `a request can't be compressed as "${encoding}"`);
+  try {
+    return await decompress(bytes, { maxOutputLength: MAX_REQUEST_BYTES });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ERR_BUFFER_TOO_LARGE") throw tooLarge();
+    throw new DomainError("ARGUMENT_INVALID", "the request can't be decompressed");
+  }
+}
+
+function framed(message: Uint8Array): Buffer {
+  const frame = Buffer.allocUnsafe(HEAD + message.length);
+  frame[0] = 0;
+  frame.writeUInt32BE(message.length, 1);
+  frame.set(message, HEAD);
+  return frame;
+}
+
 /**
- * A unary call, taken over from the library where interceptors get it: its own way from there to a handler makes a
- * writable stream for each call.
+ * A unary call, on its stream of the connection. The library serves connections and streams; for a unary call its
+ * interceptors, queues and metadata cost more than all else that the door does.
+ * https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
  */
 export class UnaryCall {
-  readonly #pipeline: Pipeline;
+  readonly #stream: ServerHttp2Stream;
   readonly #rpc: Rpc;
-  readonly #grpc: RawCall;
-  #bytes: Buffer | undefined;
+  readonly #encoding: string;
+  #chunks: Buffer[] = [];
+  #size = 0;
+  /** How many bytes the request has, its head included; until that has come, as many as the head. */
+  #expected = HEAD;
   #timer: NodeJS.Timeout | undefined;
   #running = false;
   /** Both while the call is open. */
   #call: Call | undefined;
   #context: GrpcContext | undefined;
 
-  constructor(pipeline: Pipeline, rpc: Rpc, grpc: RawCall) {
-    this.#pipeline = pipeline;
+  /** Takes the call over; nothing has to be done with it any more. */
+  static serve(pipeline: Pipeline, rpc: Rpc, stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
+    // Each error is followed by a close.
+    stream.on("error", () => {});
+    if (GRPC.test(headers["content-type"] ?? "")) new UnaryCall(pipeline, rpc, stream, headers).#begin(headers);
+    else stream.respond({ ":status": constants.HTTP_STATUS_UNSUPPORTED_MEDIA_TYPE }, { endStream: true });
+  }
+
+  private constructor(pipeline: Pipeline, rpc: Rpc, stream: ServerHttp2Stream, headers: IncomingHttpHeaders) {
+    this.#stream = stream;
     this.#rpc = rpc;
-    this.#grpc = grpc;
+    this.#encoding = String(headers["grpc-encoding"] ?? "identity");
+    this.#call = pipeline.begin(rpc, headers["x-request-id"] as string | undefined);
   }
 
-  /** The call, from its headers to its answer. */
-  get open(): Call | undefined {
-    return this.#call;
-  }
-
-  /** Begins the call: its request is read when it is known who calls, and has to be there within the deadline. */
-  onReceiveMetadata(metadata: Metadata): void {
-    const call = this.#pipeline.begin(this.#rpc, metadata.get("x-request-id")[0] as string | undefined);
-    const asked = Number(this.#grpc.getDeadline());
-    const byDefault = asked === Number.POSITIVE_INFINITY;
-    this.#call = call;
-    this.#context = new GrpcContext(call, metadata, byDefault ? Date.now() + DEFAULT_DEADLINE_MS : asked);
-    // Where the caller sets a deadline, the library answers when it has passed.
-    if (byDefault) this.#timer = setTimeout(() => this.#expire(), DEFAULT_DEADLINE_MS);
+  /** The request is read when it is known who calls, and has to be there within the deadline. */
+  #begin(headers: IncomingHttpHeaders): void {
+    const call = this.#call as Call;
+    this.#stream.on("close", () => this.#closed());
+    const timeout = timeoutOf(headers["grpc-timeout"]);
+    this.#context = new GrpcContext(call, headers, Date.now() + (timeout ?? 0));
     try {
-      const pending = call.authorize(metadata.get("authorization")[0] as string | undefined);
-      const read = () => this.#grpc.startRead();
-      if (pending) pending.then(read, (error: unknown) => this.#refuse(error));
-      else read();
+      if (timeout === undefined) throw new DomainError("ARGUMENT_INVALID", "grpc-timeout can't be read");
+      this.#timer = setTimeout(() => this.#expire(), timeout);
+      const pending = call.authorize(headers.authorization);
+      if (pending)
+        pending.then(
+          () => this.#read(),
+          (error: unknown) => this.#refuse(error),
+        );
+      else this.#read();
     } catch (error) {
       this.#refuse(error);
     }
   }
 
-  onReceiveMessage(bytes: Buffer): void {
-    if (this.#bytes) {
-      this.#refuse(this.#miscounted("a second"));
-    } else {
-      this.#bytes = bytes;
-      this.#grpc.startRead();
+  #read(): void {
+    // One without a request may have ended before anybody has read.
+    if (this.#stream.readableEnded) this.#taken();
+    else this.#stream.on("data", (chunk: Buffer) => this.#take(chunk)).on("end", () => this.#taken());
+  }
+
+  #take(chunk: Buffer): void {
+    if (!this.#call) return;
+    const known = this.#size >= HEAD;
+    this.#chunks.push(chunk);
+    this.#size += chunk.length;
+    if (!known && this.#size >= HEAD) {
+      if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)];
+      this.#expected += (this.#chunks[0] as Buffer).readUInt32BE(1);
     }
+    if (this.#expected > HEAD + MAX_REQUEST_BYTES) this.#refuse(tooLarge());
+    else if (this.#size >= HEAD && this.#size > this.#expected) this.#refuse(this.#miscounted("a second"));
   }
 
-  onReceiveHalfClose(): void {
-    // A stream that was reset ends, too, before it is cancelled.
-    if (this.#stream.closed) return;
-    if (this.#bytes) void this.#answer(this.#bytes);
-    else this.#refuse(this.#miscounted("no"));
+  #taken(): void {
+    // A stream that was reset ends, too, before it is closed.
+    if (!this.#call || this.#stream.closed) return;
+    if (this.#size < this.#expected) this.#refuse(this.#miscounted("no"));
+    else void this.#answer(this.#chunks.length === 1 ? (this.#chunks[0] as Buffer) : Buffer.concat(this.#chunks));
   }
 
-  /** The caller has gone, or the deadline that it set has passed. It is called after each answer too. */
-  onCancel(): void {
+  /** The caller has gone, or has its answer. */
+  #closed(): void {
     if (this.#call && this.#context) leave(this.#call, this.#context, gone(this.#context.timeoutMs()));
     if (!this.#running) this.#end();
     // The engine frees a closed stream only with the old generation: what its listeners hold would live as long.
     this.#stream.removeAllListeners("data").removeAllListeners("end");
-  }
-
-  /** The library keeps it to itself. */
-  get #stream(): ServerHttp2Stream {
-    return (this.#grpc as unknown as { stream: ServerHttp2Stream }).stream;
   }
 
   #expire(): void {
@@ -106,13 +168,9 @@ export class UnaryCall {
     else this.#refuse(late);
   }
 
-  /** As gRPC has it for another number of requests than one, in the words of the library. */
+  /** As gRPC has it for another number of requests than one. */
   #miscounted(many: "no" | "a second"): DomainError {
-    const method = `/${this.#rpc.name}`;
-    return new DomainError(
-      "METHOD_NOT_SERVED",
-      `Received ${many} request message for server streaming method ${method}`,
-    );
+    return new DomainError("METHOD_NOT_SERVED", `there is ${many} request for ${this.#rpc.name}, which takes one`);
   }
 
   /** Does everything that may fail, and answers. */
@@ -120,19 +178,22 @@ export class UnaryCall {
     const [call, context] = [this.#call, this.#context];
     if (!call || !context) return;
     this.#running = true;
-    let encoded: Buffer;
+    let frame: Buffer;
     try {
-      const message = await call.run(decode(call.rpc, bytes), context);
-      encoded = asBuffer(encodeAnswer(call.rpc.method.output, message));
+      const request = bytes.subarray(HEAD);
+      const plain = bytes[0] === 0 || this.#encoding === "identity";
+      const message = decode(call.rpc, plain ? request : await decompressed(request, this.#encoding));
+      frame = framed(encodeAnswer(call.rpc.method.output, await call.run(message, context)));
       call.complete();
     } catch (error) {
       return this.#refuse(error);
     }
     this.#end();
-    const grpc = this.#grpc;
-    grpc.sendMetadata(context.header());
-    const trailer = context.trailer();
-    grpc.sendMessage(encoded, () => grpc.sendStatus(trailer ? { ...OK, metadata: trailer } : OK));
+    const stream = this.#stream;
+    if (stream.destroyed || stream.closed) return;
+    stream.respond({ ":status": 200, "content-type": CONTENT_TYPE, ...context.header() }, withTrailers);
+    stream.once("wantTrailers", () => stream.sendTrailers({ ...OK, ...context.trailer() }));
+    stream.end(frame);
   }
 
   #refuse(error: unknown): void {
@@ -141,15 +202,20 @@ export class UnaryCall {
     this.#end();
     const refusal = call.refuse(error);
     context.abort(refusal);
-    this.#grpc.sendStatus(toStatus(refusal, context.header()));
+    const stream = this.#stream;
+    if (stream.destroyed || stream.closed) return;
+    const headers = { ":status": 200, "content-type": CONTENT_TYPE, ...context.header(), ...statusHeaders(refusal) };
+    stream.respond(headers, { endStream: true });
+    // What is still on its way is not kept.
+    stream.resume();
   }
 
-  /** Lets go of everything: the library keeps what listens to a call for long after its end. */
+  /** Lets go of everything: what listens to a stream lives for long after its end. */
   #end(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#call = undefined;
     this.#context = undefined;
-    this.#bytes = undefined;
+    this.#chunks = [];
   }
 }

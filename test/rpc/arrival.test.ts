@@ -1,12 +1,14 @@
 /** Calls whose request does not come, or not as one request should: before there is anything to answer. */
+import { once } from "node:events";
 import { connect as connectHttp2, type IncomingHttpHeaders, type OutgoingHttpHeaders } from "node:http2";
 import { connect } from "node:net";
+import { deflateSync, gzipSync } from "node:zlib";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { anyUnpack } from "@bufbuild/protobuf/wkt";
 import { expect, onTestFinished, test } from "vitest";
 import { ErrorInfoSchema } from "../../gen/google/rpc/error_details_pb.ts";
 import { StatusSchema } from "../../gen/google/rpc/status_pb.ts";
-import { GetUserRequestSchema } from "../../gen/shop/v1/user_pb.ts";
+import { GetUserRequestSchema, GetUserResponseSchema } from "../../gen/shop/v1/user_pb.ts";
 import { createVerifier } from "../../src/rpc/auth.ts";
 import { FLUSH_MS } from "../../src/rpc/door.ts";
 import { secret, service, startServer } from "./server.ts";
@@ -21,7 +23,8 @@ function framed(message: Uint8Array, compressed = 0): Buffer {
   return Buffer.concat([head, message]);
 }
 
-const request = framed(toBinary(GetUserRequestSchema, create(GetUserRequestSchema, { userId })));
+const message = toBinary(GetUserRequestSchema, create(GetUserRequestSchema, { userId }));
+const request = framed(message);
 
 /** A call as bytes: headers, what is sent, and whether the sender says that this was all. */
 function openStream(port: number, headers: OutgoingHttpHeaders, bytes: readonly Buffer[], end: boolean) {
@@ -60,6 +63,13 @@ const malformed: Record<string, { headers?: OutgoingHttpHeaders; bytes: Buffer[]
     code: 3,
     reason: "ARGUMENT_INVALID",
   },
+  "a compression that nobody knows": {
+    headers: { "grpc-encoding": "snappy" },
+    bytes: [framed(Buffer.from("something"), 1)],
+    code: 12,
+    reason: "METHOD_NOT_SERVED",
+  },
+  "half a request": { bytes: [request.subarray(0, 9)], code: 12, reason: "METHOD_NOT_SERVED" },
   "a deadline that can't be read": {
     headers: { "grpc-timeout": "5X" },
     bytes: [request],
@@ -96,6 +106,35 @@ test.each(Object.entries(malformed))(
     expect(ran).toBe(0);
   },
 );
+
+const wellFormed: Record<string, { headers?: OutgoingHttpHeaders; bytes: Buffer[] }> = {
+  "byte by byte": { bytes: [...request].map((byte) => Buffer.from([byte])) },
+  "in two parts": { bytes: [request.subarray(0, 7), request.subarray(7)] },
+  "compressed by gzip": { headers: { "grpc-encoding": "gzip" }, bytes: [framed(gzipSync(message), 1)] },
+  "compressed by deflate": { headers: { "grpc-encoding": "deflate" }, bytes: [framed(deflateSync(message), 1)] },
+  "as it is, where it might have been compressed": { headers: { "grpc-encoding": "gzip" }, bytes: [request] },
+  // More than a timer of Node takes.
+  "with a deadline in eleven thousand years": { headers: { "grpc-timeout": "99999999H" }, bytes: [request] },
+  "with its type named in full": { headers: { "content-type": "application/grpc+proto; x=y" }, bytes: [request] },
+};
+
+test.each(Object.entries(wellFormed))("a request that comes %s is served", async (_, { headers, bytes }) => {
+  const server = await startServer({ users: { getUser: ({ userId: id }) => ({ user: { id } }) } });
+  const { stream, status } = openStream(server.grpcPort, { ...headers }, bytes, true);
+  const answer: Buffer[] = [];
+  stream.on("data", (part: Buffer) => answer.push(part));
+  expect(await status).toMatchObject({ "grpc-status": "0" });
+  const { user } = fromBinary(GetUserResponseSchema, Buffer.concat(answer).subarray(5));
+  expect(user?.id).toBe(userId);
+  expect(server.lines).toMatchObject([{ code: "OK" }]);
+});
+
+test("a request in another format than protobuf is not taken for one", async () => {
+  const server = await startServer();
+  const { stream } = openStream(server.grpcPort, { "content-type": "application/grpc+json" }, [request], true);
+  const [headers] = (await once(stream, "response")) as [IncomingHttpHeaders];
+  expect(headers[":status"]).toBe(415);
+});
 
 test("a stranger is refused before it has sent its request", async () => {
   const server = await startServer();
