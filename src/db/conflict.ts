@@ -67,10 +67,21 @@ export class LockedOut extends Error {
 }
 
 /**
- * Serialization failure, deadlock, duplicate, lock timeout, and the division by zero with which an update fails whose versions were
- * old. https://www.postgresql.org/docs/18/errcodes-appendix.html
+ * A statement was prepared for tables as they were before a migration, or the connection does not have it any more, as
+ * behind a proxy. It has to be prepared again.
  */
-const CONFLICTS = new Set(["40001", "40P01", DUPLICATE, "22012", LOCK_TIMEOUT]);
+const STALE = new Set(["0A000", "26000"]);
+
+/** Whether a prepared statement can't be used any more. */
+export function isStalePlan(error: unknown): boolean {
+  return hasCode(error, (code) => STALE.has(code));
+}
+
+/**
+ * Serialization failure, deadlock, duplicate, lock timeout, the division by zero with which an update fails whose versions were
+ * old, and stale plans. https://www.postgresql.org/docs/18/errcodes-appendix.html
+ */
+const CONFLICTS = new Set(["40001", "40P01", DUPLICATE, "22012", LOCK_TIMEOUT, ...STALE]);
 
 /** Whether the unit of work lost against another one, so that running it again on fresh data makes sense. */
 export function isConflict(error: unknown): boolean {

@@ -1,5 +1,6 @@
 /** Statements that go to Postgres together, and all that comes back: the driver's own queries are one statement each. */
 import type { Connection, Submittable } from "pg";
+import { isStalePlan } from "./conflict.ts";
 import { driverTypes, type Statement } from "./statement.ts";
 
 /** A database that says nothing for so long, in milliseconds, is gone, and the connection with it. */
@@ -50,6 +51,7 @@ export class Exchange implements Submittable {
   readonly #fresh = new Map<number, string>();
   readonly #done: ResultRows[] = [];
   #prepared: Preparations | undefined;
+  #unreadable: unknown;
   #rows: ResultRows = [];
   #parsers: readonly Parser[] = [];
 
@@ -74,7 +76,7 @@ export class Exchange implements Submittable {
     for (const [index, { name: key, text, values }] of this.#statements.entries()) {
       const known = key && (prepared.known.get(key)?.name ?? fresh.get(key));
       // Never a name that an attempt that failed may have left behind.
-      const name = known || (key && String(++prepared.names));
+      const name = known || (key && `statement_${++prepared.names}`);
       if (!known) {
         fresh.set(key, name);
         this.#fresh.set(index, name);
@@ -93,7 +95,12 @@ export class Exchange implements Submittable {
   }
 
   handleDataRow({ fields }: { fields: readonly (string | null)[] }): void {
-    this.#rows.push(fields.map((text, index) => (text === null ? null : this.#parsers[index]?.(text))));
+    try {
+      this.#rows.push(fields.map((text, index) => (text === null ? null : this.#parsers[index]?.(text))));
+    } catch (error) {
+      // Not to the driver: it would go on to whoever reads the socket, and end the process.
+      this.#unreadable ??= error;
+    }
   }
 
   handleCommandComplete(): void {
@@ -109,13 +116,16 @@ export class Exchange implements Submittable {
   }
 
   handleReadyForQuery(): void {
-    this.callback(undefined);
+    this.callback(this.#unreadable);
   }
 
   handleError(error: unknown): void {
-    const name = this.#fresh.get(this.at);
+    const key = this.#statements[this.at]?.name ?? "";
+    const known = this.#prepared?.known.get(key)?.name;
     // It was prepared, or just that has failed.
-    if (name) this.#prepared?.stale.push(name);
+    const useless = this.#fresh.get(this.at) ?? (isStalePlan(error) ? known : undefined);
+    if (useless) this.#prepared?.stale.push(useless);
+    if (useless === known) this.#prepared?.known.delete(key);
     // What fails behind the last statement fails nothing any more: its COMMIT, if it had one, was answered.
     this.callback(this.at === this.#statements.length ? undefined : error);
   }

@@ -1,11 +1,13 @@
 /** The connection of a batch is lost: before its commit, and after it, when nobody has heard of it. */
 import { randomUUIDv7 } from "node:crypto";
 import net, { type LookupFunction } from "node:net";
+import type { Pool } from "pg";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Replayed, type Write } from "../../src/db/command.ts";
 import { isUnavailable } from "../../src/db/conflict.ts";
 import type { Database } from "../../src/db/database.ts";
+import { Session } from "../../src/db/session.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
 import { createProxy } from "../support/proxy.ts";
@@ -133,5 +135,40 @@ describe("a database that takes no commands is DATABASE_UNAVAILABLE, for a batch
     const ends = await Promise.allSettled([...writesOf(db), stockOf(db, id)]);
     expect(ends).toMatchObject(ends.map(() => unavailable));
     expect(seen.split).toEqual([]);
+  });
+});
+
+describe("a prepared statement that can't be used any more is prepared again:", () => {
+  const spoils: Record<string, (pool: Pool) => Promise<unknown>> = {
+    "a migration has changed what it returns": async () =>
+      (await connect(url)).query("alter table variant alter column name type varchar(150)"),
+    "the connection has lost it": (pool) => pool.query("deallocate all"),
+  };
+
+  test.each(Object.entries(spoils))("%s", async (_, spoil) => {
+    const { db, pool } = await open(url);
+    expect(await send(db, callOf())).toBe("first 99");
+    expect(pool.totalCount).toBe(1);
+    await spoil(pool);
+    expect(await send(db, callOf())).toBe("first 98");
+    expect(await send(db, callOf())).toBe("first 97");
+    expect(pool.totalCount).toBe(1);
+  });
+
+  test("one that can't be prepared leaves the connection as it was", async () => {
+    const { pool } = await open(url);
+    const wrong = { name: "wrong", text: "select nothing from nowhere", values: [] };
+    const right = { name: "right", text: "select 1", values: [] };
+    const answers = await Session.run(pool, async (session) => {
+      const failed = [session.send([right, wrong]), session.send([wrong])];
+      const ends = await Promise.allSettled([...failed, session.send([right, right])]);
+      return ends.map((end) => (end.status === "fulfilled" ? end.value : end.reason.code));
+    });
+    expect(answers).toEqual(["42P01", "42P01", [[[1]], [[1]]]]);
+    // What was prepared twice, since all were sent at once, goes with the next.
+    await Session.run(pool, (session) => session.send([right]));
+    expect((await pool.query("select name, statement from pg_prepared_statements")).rows).toEqual([
+      expect.objectContaining({ statement: "select 1" }),
+    ]);
   });
 });
