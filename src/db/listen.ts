@@ -1,4 +1,5 @@
 import { Client } from "pg";
+import { destroy } from "./silence.ts";
 
 /** Pauses before a lost connection is made again, in milliseconds: doubled from the first to the longest. */
 const FIRST_PAUSE = 100;
@@ -76,7 +77,11 @@ export function listen(url: string, channel: string, heard: () => void, onError:
     async stop() {
       stopped = true;
       clearTimeout(timer);
-      await client?.end().catch(() => {});
+      if (!client) return;
+      const ended = client.end().catch(() => {});
+      // The goodbye is sent. A database that is silent would never answer it.
+      destroy(client);
+      await ended;
     },
   };
 }

@@ -24,12 +24,12 @@ export class LimitedClient extends Client {
     const answer = (super.query as Query).apply(this, args);
     const ms = limits.getStore();
     if (ms === undefined || !(answer instanceof Promise)) return answer;
-    const timer = setTimeout(() => this.#destroy(), ms);
+    const timer = setTimeout(() => destroy(this), ms);
     return answer.finally(() => clearTimeout(timer));
   }) as Client["query"];
+}
 
-  /** All that waits for it fails at once; its own `end` would wait for the answers that are on their way. */
-  #destroy(): void {
-    (this as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
-  }
+/** Of a connection: all that waits for it fails at once. Its own `end` would wait for answers, and for the other side to end. */
+export function destroy(client: Client): void {
+  (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
 }

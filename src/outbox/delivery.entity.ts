@@ -27,7 +27,7 @@ const undeliveredSchema = defineEntity({
     aggregatetype: p.string().length(50),
     xid: p.string().columnType("xid8"),
     attempts: p.integer(),
-    /** Not tried again before. */
+    /** Not tried again before, and not while it stands behind another one. */
     retryTime: p.datetime(),
     /** Given up: it is not tried again by itself, and holds up nobody. */
     dead: p.boolean(),

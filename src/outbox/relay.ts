@@ -6,11 +6,10 @@ import { Lease, LeaseLost } from "./lease.ts";
 import { type Delivery, type Failure, isFailure, laneOf, type Sink } from "./sink.ts";
 import {
   dueEvents,
-  forget,
   isOnlyLane,
+  note,
   pauseAfter,
   type SetAside,
-  setAside,
   shortestPauseAfter,
   type Undelivered,
   waitingLanes,
@@ -101,10 +100,7 @@ export class Relay {
       const done = due.filter((_, index) => each[index] === "delivered").map(({ event }) => event);
       const aside = await this.#failedAgain(due, each);
       if (done.length + aside.length === 0) return false;
-      await this.#lease.hold(async (em) => {
-        await forget(em, done);
-        await setAside(em, aside);
-      });
+      await this.#lease.hold((em) => note(em, done, aside));
       this.#tell(aside);
       return due.length === BATCH && !each.includes("untried");
     } catch (error) {
@@ -173,7 +169,7 @@ export class Relay {
     if (last) {
       const rest = done.filter((event) => !delivered(event));
       const aside = rest.map((event) => this.#setAside({ event, attempts: 0 }, ends.get(event) ?? "held", took));
-      await this.#lease.advance(last, (em) => setAside(em, aside));
+      await this.#lease.advance(last, (em) => note(em, [], aside));
       for (const { id } of done) this.#ahead.delete(id);
       this.#tell(aside);
     }
@@ -207,7 +203,7 @@ export class Relay {
 
   /** `mayDie`: whether it is given up when it was tried often enough. */
   #setAside({ event, attempts: before }: Undelivered, end: Delivery, mayDie: boolean): SetAside {
-    if (!isFailure(end)) return { event, attempts: before, pauseMs: 0, error: "", dead: false };
+    if (!isFailure(end)) return { event, attempts: before, error: "", dead: false };
     const attempts = before + 1;
     const dead = mayDie && attempts >= this.#maxAttempts;
     return { event, attempts, pauseMs: pauseAfter(attempts), error: end.message, dead };

@@ -22,41 +22,83 @@ export type Undelivered = Readonly<{ event: StoredEvent; attempts: number }>;
 
 /**
  * What became of one that was tried. `attempts`: those that count; 0 when it is held back by another one. `pauseMs`: before
- * it may be tried again.
+ * it may be tried again; left out: not before it is the first of its aggregate.
  */
-export type SetAside = Undelivered & Readonly<{ pauseMs: number; error: string; dead: boolean }>;
+export type SetAside = Undelivered & Readonly<{ pauseMs?: number; error: string; dead: boolean }>;
 
 const marks = (count: number, mark = "?") => Array.from({ length: count }, () => mark).join(", ");
 
 /** Those of the aggregates of these events that have some set aside: what comes behind them has to wait, too. */
 export async function waitingLanes(em: EntityManager, events: readonly StoredEvent[]): Promise<ReadonlySet<string>> {
-  const ids = [...new Set(events.map(({ aggregateid }) => aggregateid))];
   const rows = await em.execute<StoredEvent[]>(
-    `select distinct aggregatetype, aggregateid from event_undelivered where not dead and aggregateid in (${marks(ids.length)})`,
-    ids,
+    `select lane.aggregatetype, lane.aggregateid from ${lanesOf(events)}, ${FIRST}`,
+    keysOf(events),
   );
   return new Set(rows.map(laneOf));
 }
 
-/** Sets events aside, or notes another attempt. */
-export async function setAside(em: EntityManager, all: readonly SetAside[]): Promise<void> {
+/** The aggregates of events, as the rows of `lane`. */
+function lanesOf(events: readonly StoredEvent[]): string {
+  const count = new Set(events.map(laneOf)).size;
+  return `(values ${marks(count, "(?, ?)")}) as lane (aggregatetype, aggregateid)`;
+}
+
+function keysOf(events: readonly StoredEvent[]): string[] {
+  const firsts = new Map(events.map((event) => [laneOf(event), event])).values();
+  return [...firsts].flatMap(({ aggregatetype, aggregateid }) => [aggregatetype, aggregateid]);
+}
+
+/** Of a `lane` the first that waits: found in the index, however many stand behind it. */
+const FIRST = `lateral (
+    select f.event_id from event_undelivered f
+     where f.aggregateid = lane.aggregateid and f.aggregatetype = lane.aggregatetype and not f.dead
+     order by f.xid, f.event_id limit 1) first`;
+
+/**
+ * Notes what became of events: those that were `delivered` after all are forgotten, others are set aside, or have another
+ * attempt. Where the first of an aggregate goes, the next one's turn has come; so it has when it finds nobody in front of it
+ * any more. To be called by the one that relays, in a transaction in which it holds that.
+ */
+export async function note(
+  em: EntityManager,
+  delivered: readonly StoredEvent[],
+  aside: readonly SetAside[],
+): Promise<void> {
+  const all = [...delivered, ...aside.map(({ event }) => event)];
+  if (all.length === 0) return;
+  await forget(em, delivered);
+  await setAside(em, aside);
+  await em.execute(
+    `update event_undelivered u set retry_time = clock_timestamp() from ${lanesOf(all)}, ${FIRST}
+      where u.aggregateid = lane.aggregateid and u.event_id = first.event_id
+        and u.attempts = 0 and u.retry_time > clock_timestamp()`,
+    keysOf(all),
+  );
+}
+
+/**
+ * Those that are held back are not due, so that nobody looks at each of them again and again. After a day they are: then it
+ * is their turn at the latest if whoever has made them the first did not say so, as an older version.
+ */
+const RETRY_TIME = "clock_timestamp() + coalesce(?::float8 * interval '1 ms', interval '1 day')";
+
+async function setAside(em: EntityManager, all: readonly SetAside[]): Promise<void> {
   if (all.length === 0) return;
   const values = all.flatMap(({ event, attempts, pauseMs, error, dead }) => [
     ...[event.aggregateid, event.id, event.aggregatetype, event.xid, attempts],
-    ...[pauseMs, dead, error.slice(0, 500)],
+    ...[pauseMs ?? null, dead, error.slice(0, 500)],
   ]);
   await em.execute(
     `insert into event_undelivered
        (aggregateid, event_id, aggregatetype, xid, attempts, retry_time, dead, last_error)
-     values ${marks(all.length, "(?, ?, ?, ?::xid8, ?, clock_timestamp() + ? * interval '1 ms', ?, ?)")}
+     values ${marks(all.length, `(?, ?, ?, ?::xid8, ?, ${RETRY_TIME}, ?, ?)`)}
      on conflict (aggregateid, event_id) do update set
        attempts = excluded.attempts, retry_time = excluded.retry_time, dead = excluded.dead, last_error = excluded.last_error`,
     values,
   );
 }
 
-/** Forgets events that were delivered after all. */
-export async function forget(em: EntityManager, events: readonly StoredEvent[]): Promise<void> {
+async function forget(em: EntityManager, events: readonly StoredEvent[]): Promise<void> {
   if (events.length === 0) return;
   const keys = events.flatMap(({ aggregateid, id }) => [aggregateid, id]);
   await em.execute(
@@ -81,11 +123,13 @@ export async function dueEvents(em: EntityManager, limit: number): Promise<Undel
         order by u.retry_time limit ?
      )
      select u.attempts, ${EVENT_COLUMNS}
-       from head h
-       join event_undelivered u on u.aggregateid = h.aggregateid and u.aggregatetype = h.aggregatetype and not u.dead
+       from head h, lateral (
+         select l.attempts, l.event_id from event_undelivered l
+          where l.aggregateid = h.aggregateid and l.aggregatetype = h.aggregatetype and not l.dead
+          order by l.xid, l.event_id limit ?) u
        join event e on e.id = u.event_id
       order by e.xid, e.id limit ?`,
-    [limit, limit],
+    [limit, limit, limit],
   );
   return rows.map(({ attempts, ...event }) => ({ attempts, event: toStoredEvent(event) }));
 }

@@ -64,3 +64,18 @@ test("is tried again while nobody answers, and says so once", async () => {
   proxy.refuse(false);
   await heard(2);
 });
+
+test("is let go of at once, also by a database that does not answer", async () => {
+  const { listener, connections, heard } = await openListener();
+  await heard(1);
+  const [pid] = (await connections()) as [number];
+  process.kill(pid, "SIGSTOP");
+  const stopped = vi.fn();
+  const stopping = listener.stop().then(stopped);
+  try {
+    await vi.waitFor(() => expect(stopped).toHaveBeenCalled(), { timeout: 1_000, interval: 10 });
+  } finally {
+    process.kill(pid, "SIGCONT");
+    await stopping;
+  }
+});

@@ -91,6 +91,63 @@ describe("one event that is never taken", () => {
     expect(own).toEqual(Array.from({ length: 1_100 }, (_, n) => n));
   }, 60_000);
 
+  test("and stands in front of very many of its aggregate: they are not looked at until it is their turn", async () => {
+    const opened = await openHttp();
+    const { receiver, client, relay, undelivered } = opened;
+    const [sick = "", healthy = ""] = aggregates(2);
+    receiver.behave = only(answer(500), sick);
+    const claims = Array.from({ length: 10_000 }, () => sick);
+    await addEvents(client, [...claims, healthy]);
+    await runUntil(relay, () => expect(receiver.taken).toHaveLength(1));
+    await client.query("update event_undelivered set retry_time = now() + interval '1 hour' where attempts > 0");
+    await client.query("analyze event_undelivered");
+    const times: number[] = [];
+    for (let round = 0; round < 5; round += 1) {
+      const began = performance.now();
+      expect(await relay.retry()).toBe(false);
+      times.push(performance.now() - began);
+    }
+    // To look at each of them takes several times as long, and is done every second.
+    expect(Math.min(...times)).toBeLessThan(40);
+    expect((await undelivered()).length).toBe(10_000);
+    receiver.behave = undefined;
+    await client.query("update event_undelivered set retry_time = now() where attempts > 0");
+    while (await relay.retry());
+    const own = numbers(receiver.taken.filter(({ subject }) => subject === sick));
+    expect(own.length).toBeGreaterThan(500);
+    expect(own).toEqual(own.map((_, n) => n));
+  }, 60_000);
+
+  test("and is taken while one behind it is set aside: that one comes, too", async () => {
+    const { receiver, client, relay, undelivered, soon, drain } = await openHttp({ timeoutMs: 20_000 });
+    const [sick = "", healthy = "", slow = ""] = aggregates(3);
+    receiver.behave = only(answer(500), sick);
+    await addEvents(client, [sick, healthy]);
+    await drain();
+    // The relay has seen that the second one has to wait, and waits for an answer itself.
+    const [asked, answered] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    receiver.behave = async ({ subject }, response) => {
+      if (subject === slow) {
+        asked.resolve();
+        await answered.promise;
+      }
+      response.writeHead(204).end();
+    };
+    await addEvents(client, [sick, slow], 2);
+    const running = runUntil({ run: () => relay.run(), retry: async () => false }, () =>
+      expect(numbers(receiver.taken)).toContain(3),
+    );
+    await asked.promise;
+    await soon();
+    await relay.retry();
+    expect(await undelivered()).toEqual([]);
+    answered.resolve();
+    await running;
+    await relay.retry();
+    expect(numbers(receiver.taken)).toEqual([1, 0, 3, 2]);
+    expect(await undelivered()).toEqual([]);
+  });
+
   test("is refused while nothing else happens: it is given up all the same, and those behind it come", async () => {
     const opened = await openHttp({ maxAttempts: 3 });
     const { receiver, client, relay, undelivered } = opened;
