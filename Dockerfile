@@ -15,4 +15,4 @@ ENV NODE_ENV=production HOST=0.0.0.0
 EXPOSE 50051 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
   CMD ["node", "-e", "fetch('http://127.0.0.1:' + (process.env.HTTP_PORT || 8080) + '/readyz').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
-CMD ["node", "--max-semi-space-size=64", "src/main.ts"]
+CMD ["node", "--max-semi-space-size=64", "--no-memory-reducer", "src/main.ts"]
