@@ -1,7 +1,7 @@
 /** What is checked after each measurement: whatever was fast but wrong, fails the run. */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Client } from "pg";
-import { invariants, RANKING_BEHIND } from "../test/support/invariants.ts";
+import { invariants, RANKING_BEHIND } from "../src/audit/invariants.ts";
 import { STOCK } from "./data.ts";
 
 /** Holds only when the service's projector has counted all events. */

@@ -1,7 +1,8 @@
 /** The database of a test as an auditor sees it: plain SQL beside the service. */
 import { Pool } from "pg";
 import { afterAll, expect, vi } from "vitest";
-import { broken, type InitialStocks, RANKING_BEHIND } from "../support/invariants.ts";
+import { RANKING_BEHIND } from "../../src/audit/invariants.ts";
+import { broken, type InitialStocks } from "../support/invariants.ts";
 
 const pools: Pool[] = [];
 afterAll(() => Promise.all(pools.map((pool) => pool.end())));

@@ -2,13 +2,13 @@
 import { randomUUIDv7 } from "node:crypto";
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { invariants } from "../../src/audit/invariants.ts";
 import { Event } from "../../src/outbox/event.entity.ts";
 import { dropOldBuckets } from "../../src/ranking/projection.ts";
 import { Ranking } from "../../src/ranking/ranking.service.ts";
 import type { TopQuery } from "../../src/ranking/top.ts";
 import { connect, open } from "../db/harness.ts";
 import { createDatabase } from "../support/database.ts";
-import { invariants } from "../support/invariants.ts";
 
 const HOUR = 3_600_000;
 const DAY = 24 * HOUR;
