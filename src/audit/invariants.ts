@@ -45,10 +45,10 @@ export const invariants: Readonly<Record<string, string>> = {
         on o.id = i.order_id and o.issued_coupon_id = i.id and o.user_id = i.user_id
      where i.id is null or o.id is null`,
 
-  "an order's subtotal is the sum of its lines, numbered from 1": `
-    select o.id::text from shop_order o left join order_line l on l.order_id = o.id
-     group by o.id
-    having coalesce(sum(l.price * l.quantity), -1) <> o.subtotal or max(l.line_no) <> count(*) or min(l.line_no) <> 1`,
+  "each line is of an order, and an order's subtotal is the sum of its lines, numbered from 1": `
+    select coalesce(o.id, l.order_id)::text as id from shop_order o full join order_line l on l.order_id = o.id
+     group by o.id, l.order_id, o.subtotal
+    having o.id is null or coalesce(sum(l.price * l.quantity), -1) <> o.subtotal or max(l.line_no) <> count(*) or min(l.line_no) <> 1`,
 
   ...paymentInvariants,
 

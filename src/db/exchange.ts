@@ -42,11 +42,11 @@ type Wire = {
 export class Exchange implements Submittable {
   // The driver's name for it: who waits longer is told so, and the connection ends.
   readonly query_timeout = SILENCE;
-  /** The rows of each statement; it fails with the failure of the statement whose index is `failed`. */
+  readonly statements: readonly Statement[];
+  /** The rows of each statement; it fails with the failure of the statement `at` work. */
   readonly results: Promise<ResultRows[]>;
   /** The driver puts itself between, for the timeout. */
   callback: (error: unknown) => void;
-  readonly #statements: readonly Statement[];
   /** By index, the names under which statements were prepared with this. */
   readonly #fresh = new Map<number, string>();
   readonly #done: ResultRows[] = [];
@@ -56,7 +56,7 @@ export class Exchange implements Submittable {
   #parsers: readonly Parser[] = [];
 
   constructor(statements: readonly Statement[]) {
-    this.#statements = statements;
+    this.statements = statements;
     const { promise, resolve, reject } = Promise.withResolvers<ResultRows[]>();
     this.results = promise;
     this.callback = (error) => (error === undefined ? resolve(this.#done) : reject(error));
@@ -73,7 +73,7 @@ export class Exchange implements Submittable {
     const wire = connection as unknown as Wire;
     for (const name of prepared.stale.splice(0)) wire.close({ type: "S", name });
     const fresh = new Map<string, string>();
-    for (const [index, { name: key, text, values }] of this.#statements.entries()) {
+    for (const [index, { name: key, text, values }] of this.statements.entries()) {
       const known = key && (prepared.known.get(key)?.name ?? fresh.get(key));
       // Never a name that an attempt that failed may have left behind.
       const name = known || (key && `statement_${++prepared.names}`);
@@ -105,7 +105,7 @@ export class Exchange implements Submittable {
 
   handleCommandComplete(): void {
     const name = this.#fresh.get(this.at);
-    const key = this.#statements[this.at]?.name;
+    const key = this.statements[this.at]?.name;
     if (name && key && this.#prepared) {
       // The exchange in front may have prepared it as well.
       if (this.#prepared.known.has(key)) this.#prepared.stale.push(name);
@@ -120,19 +120,19 @@ export class Exchange implements Submittable {
   }
 
   handleError(error: unknown): void {
-    const key = this.#statements[this.at]?.name ?? "";
+    const key = this.statements[this.at]?.name ?? "";
     const known = this.#prepared?.known.get(key)?.name;
     // It was prepared, or just that has failed.
     const useless = this.#fresh.get(this.at) ?? (isStalePlan(error) ? known : undefined);
     if (useless) this.#prepared?.stale.push(useless);
     if (useless === known) this.#prepared?.known.delete(key);
     // What fails behind the last statement fails nothing any more: its COMMIT, if it had one, was answered.
-    this.callback(this.at === this.#statements.length ? undefined : error);
+    this.callback(this.at === this.statements.length ? undefined : error);
   }
 
   #begin(): void {
     this.#rows = [];
-    const key = this.#statements[this.at]?.name;
+    const key = this.statements[this.at]?.name;
     this.#parsers = (key && this.#prepared?.known.get(key)?.parsers) || [];
   }
 }
