@@ -130,6 +130,28 @@ test("an approval after the order was cancelled goes back by itself", async () =
   expect((await moved([target.orderId])).get(target.orderId)).toBe(0n);
 });
 
+test("a paid order that is cancelled or refunded goes back through the gateway, once", async () => {
+  const targets = [await placed(), await placed()];
+  const paid = await Promise.all(
+    targets.map(async (target) => {
+      const { payment } = await shop.payments.payOrder({ requestId: fresh(), ...target, method, paymentToken: "ok" });
+      return { userId: target.userId, paymentId: payment?.id ?? "" };
+    }),
+  );
+  const [cancelled, refunded] = [targets[0] ?? { userId: "", orderId: "" }, paid[1] ?? { userId: "", paymentId: "" }];
+  await shop.orders.cancelOrder({ requestId: fresh(), ...cancelled });
+  const { payment } = await shop.payments.refundPayment({ requestId: fresh(), ...refunded });
+  expect(payment).toMatchObject({ state: PaymentState.REFUNDING, refundedAmount: 0n });
+  const again = shop.payments.refundPayment({ requestId: fresh(), ...refunded });
+  expect(await tally([again])).toEqual({ PAYMENT_NOT_REFUNDABLE: 1 });
+  await settled();
+  for (const key of paid) {
+    const state = PaymentState.REFUNDED;
+    expect((await shop.payments.getPayment(key)).payment).toMatchObject({ state, refundedAmount: 700n });
+  }
+  expect([...(await moved(targets.map(({ orderId }) => orderId))).values()]).toEqual([0n, 0n]);
+});
+
 test("a process that dies before, while or after the gateway is asked leaves what another one settles", async () => {
   const dying = await serverOn(url, { ...env, PAYMENT_TIMEOUT: "60s" });
   const doomed = clientsOf(new GrpcClient(dying, await tokenOf()).transport);
