@@ -44,9 +44,11 @@ import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
 import { purgeEvents } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
 import { EventTail } from "./outbox/tail.ts";
+import { External } from "./payment/external.ts";
 import { Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
+import { SandboxGateway } from "./payment/sandbox.ts";
 import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
@@ -56,9 +58,9 @@ import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
 import { RankingWatch } from "./ranking/watch.ts";
 import { createVerifier } from "./rpc/auth.ts";
-import { within } from "./rpc/door.ts";
 import { loadSecret } from "./rpc/secret.ts";
 import { route, serve } from "./rpc/server.ts";
+import { Started } from "./started.ts";
 import { User } from "./user/user.entity.ts";
 import { userHandler } from "./user/user.handler.ts";
 import { Users } from "./user/user.service.ts";
@@ -92,6 +94,8 @@ const RELAY_INTERVAL = 100;
 const RETRY_INTERVAL = 1_000;
 const EXPIRE_INTERVAL = 1_000;
 const EXPIRE_BATCH = 100;
+const RECONCILE_INTERVAL = 1_000;
+const RECONCILE_BATCH = 20;
 const PURGE_INTERVAL = 60_000;
 const PURGE_BATCH = 5_000;
 
@@ -107,50 +111,8 @@ export type App = Readonly<{
   stop(): Promise<boolean>;
 }>;
 
-/** How long the parts may take to stop, in milliseconds: the front doors beyond SHUTDOWN_GRACE, the others each. */
+/** How long the front doors may take to stop beyond SHUTDOWN_GRACE, in milliseconds. */
 const DOORS_MARGIN = 2_000;
-const PART_STOP = 1_000;
-
-type Part = Readonly<{ name: string; stop: () => Promise<unknown>; limitMs: number }>;
-
-/** What has been started so far, to be stopped in the opposite order: some parts at the same time. */
-class Started {
-  readonly #parts: Part[][] = [];
-  readonly #log: Logger;
-
-  constructor(log: Logger) {
-    this.#log = log;
-  }
-
-  add(name: string, stop: () => Promise<unknown>, limitMs = PART_STOP): void {
-    this.#parts.push([{ name, stop, limitMs }]);
-  }
-
-  /** Of several that run beside each other, and are stopped so. */
-  addBeside(name: string, stop: () => Promise<unknown>): void {
-    this.#parts.at(-1)?.push({ name, stop, limitMs: PART_STOP });
-  }
-
-  /** A part that hangs or fails does not keep the others from stopping. Answers whether there was none. */
-  async stop(): Promise<boolean> {
-    let clean = true;
-    for (let parts = this.#parts.pop(); parts; parts = this.#parts.pop()) {
-      const stopped = await Promise.all(parts.map((part) => this.#stop(part)));
-      clean &&= stopped.every(Boolean);
-    }
-    return clean;
-  }
-
-  async #stop({ name, stop, limitMs }: Part): Promise<boolean> {
-    try {
-      if (await within(stop(), limitMs)) return true;
-      this.#log.error({ part: name, limitMs }, "this part did not stop in time");
-    } catch (err) {
-      this.#log.error({ part: name, err }, "this part failed to stop");
-    }
-    return false;
-  }
-}
 
 /** Starts the service. @throws Error with one line for the operator; nothing is left running then */
 export async function start(config: Config, log: Logger): Promise<App> {
@@ -175,9 +137,11 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
-  const orders = new Orders(db, config.orderTtlMs);
+  const external = externalOf(config, db);
+  const orders = new Orders(db, config.orderTtlMs, external !== undefined);
   const ranking = new Ranking(db);
   const jobs = startJobs(config, log, db, orders, ranking);
+  if (external) jobs.push(startReconciler(log, external));
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
   startRelay(config, log, db, started);
   const watching = new RankingWatch((query) => ranking.top(query), jobObserverOf(log, "ranking watch"));
@@ -191,7 +155,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
     httpPort: config.httpPort,
     corsOrigins: config.corsOrigins,
     routes: [
-      ...routesOf(config, db, orders),
+      ...routesOf(config, db, orders, external),
       route(RankingService, rankingHandler(ranking, watching)),
       route(EventService, eventHandler(new EventFeed(db, tail))),
     ],
@@ -209,7 +173,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   return { banner, failed: embedded?.exited ?? new Promise(() => {}), stop: () => started.stop() };
 }
 
-function routesOf(config: Config, db: Database, orders: Orders) {
+function routesOf(config: Config, db: Database, orders: Orders, external: External | undefined) {
   return [
     route(UserService, userHandler(new Users(db))),
     route(BalanceService, balanceHandler(new Balances(db, config))),
@@ -217,8 +181,23 @@ function routesOf(config: Config, db: Database, orders: Orders) {
     route(CartService, cartHandler(new Carts(db))),
     route(CouponService, couponHandler(new Coupons(db))),
     route(OrderService, orderHandler(orders)),
-    route(PaymentService, paymentHandler(new Payments(db))),
+    route(PaymentService, paymentHandler(new Payments(db, external))),
   ];
+}
+
+/** Payments through the gateway that is set up; undefined when none is. */
+function externalOf(
+  { paymentGateway, paymentTimeoutMs, currency, dataDir }: Config,
+  db: Database,
+): External | undefined {
+  if (paymentGateway === "off") return undefined;
+  const gateway = new SandboxGateway(join(dataDir, "sandbox-gateway"));
+  return new External(db, { gateway, currency, timeoutMs: paymentTimeoutMs });
+}
+
+function startReconciler(log: Logger, external: External): Job {
+  const reconcile = async () => (await external.reconcile(RECONCILE_BATCH)) === RECONCILE_BATCH;
+  return every(RECONCILE_INTERVAL, reconcile, jobObserverOf(log, "payment reconciler"));
 }
 
 function startRelay(config: Config, log: Logger, db: Database, started: Started): void {

@@ -6,6 +6,7 @@ import { resolve } from "node:path";
 
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 const DEMO = ["auto", "off"] as const;
+const PAYMENT_GATEWAYS = ["off", "sandbox"] as const;
 
 const MAX_INT64 = 2n ** 63n - 1n;
 const MINUTE = 60_000;
@@ -32,6 +33,13 @@ export type Config = {
   maxBalance: bigint;
   /** ORDER_TTL (15m): how long an unpaid order keeps its stock. */
   orderTtlMs: number;
+  /**
+   * PAYMENT_GATEWAY (off): who takes payments of method EXTERNAL. `sandbox` moves no money, answers by the payment token, and
+   * keeps its books in DATA_DIR.
+   */
+  paymentGateway: (typeof PAYMENT_GATEWAYS)[number];
+  /** PAYMENT_TIMEOUT (10s): how long the gateway may take to answer before a payment is answered as pending. */
+  paymentTimeoutMs: number;
   /** IDEMPOTENCY_TTL (24h): how long an answer is kept for the same request id. */
   idempotencyTtlMs: number;
   /**
@@ -211,6 +219,8 @@ export function readConfig(env: Environment): Config {
     maxCharge: settings.integer("MAX_CHARGE", 10_000_000n, 1n, MAX_INT64),
     maxBalance: settings.integer("MAX_BALANCE", 1_000_000_000n, 1n, MAX_INT64),
     orderTtlMs: settings.duration("ORDER_TTL", 15 * MINUTE, ["1s", 1_000], ["365d", 365 * DAY]),
+    paymentGateway: settings.oneOf("PAYMENT_GATEWAY", "off", PAYMENT_GATEWAYS),
+    paymentTimeoutMs: settings.duration("PAYMENT_TIMEOUT", 10_000, ["100ms", 100], ["5m", 5 * MINUTE]),
     idempotencyTtlMs: settings.duration("IDEMPOTENCY_TTL", DAY, ["1s", 1_000], ["365d", 365 * DAY]),
     eventSinkUrl: eventSinkUrl(settings),
     eventSinkTimeoutMs: settings.duration("EVENT_SINK_TIMEOUT", 10_000, ["100ms", 100], ["5m", 5 * MINUTE]),

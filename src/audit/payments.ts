@@ -10,8 +10,14 @@ export const paymentInvariants: Readonly<Record<string, string>> = {
 
   "each payment belongs to an order, and holds its money as long as that is paid": `
     select p.id::text from payment p left join shop_order o on o.id = p.order_id
-     where o.id is null or (p.state = 'COMPLETED') <> (o.state = 'PAID')
-        or (p.state = 'REFUNDED') <> (p.refunded_amount = p.amount and o.state = 'CANCELLED')`,
+     where o.id is null or (p.state = 'COMPLETED' and o.state <> 'PAID')
+        or p.refunded_amount <> case p.state when 'REFUNDED' then p.amount else 0 end
+        or (p.state in ('REFUNDING', 'REFUNDED') and p.method = 'BALANCE' and o.state <> 'CANCELLED')`,
+
+  "the gateway is asked about what it has to settle, and about nothing else": `
+    select p.id::text from payment p
+     where (p.state in ('PENDING', 'REFUNDING')) <> (p.next_try_time is not null)
+        or (p.method = 'BALANCE' and p.state in ('PENDING', 'FAILED', 'REFUNDING'))`,
 
   "a payment from the wallet has one debit, and one credit when it was refunded": `
     select p.id::text from payment p left join ledger_entry l on l.user_id = p.user_id and l.reference = p.id::text
@@ -32,5 +38,5 @@ export const paymentInvariants: Readonly<Record<string, string>> = {
      group by p.order_id, p.id
     having count(e.seq) <> p.events or max(e.seq) <> p.events or min(e.seq) <> 1
         or (array_agg(e.state order by e.seq desc))[1] <> p.state
-        or sum(e.amount) <> case p.state when 'COMPLETED' then p.amount else 0 end`,
+        or sum(e.amount) <> case when p.state in ('COMPLETED', 'REFUNDING') then p.amount else 0 end`,
 };

@@ -111,10 +111,24 @@ export class Order extends orderSchema.class {
 
   /** Refuses with ORDER_NOT_PAYABLE unless the order waits for its payment. */
   assertPayable(now: Date): void {
-    if (this.state !== "PENDING_PAYMENT" || now >= this.expireTime) {
+    if (!this.isPayable(now)) {
       const state = this.state === "PENDING_PAYMENT" ? "EXPIRED" : this.state;
       throw new DomainError("ORDER_NOT_PAYABLE", "the order does not wait for a payment", { order_id: this.id, state });
     }
+  }
+
+  /**
+   * A gateway is about to be asked for its payment. Its state stays; that it is written keeps processes that decide on the
+   * same order at the same time from both being right.
+   */
+  awaitGateway(now: Date): void {
+    this.assertPayable(now);
+    this.updateTime = now;
+  }
+
+  /** Whether it waits for its payment, and its time has not passed. */
+  isPayable(now: Date): boolean {
+    return this.state === "PENDING_PAYMENT" && now < this.expireTime;
   }
 
   /** PENDING_PAYMENT -> PAID. */

@@ -33,11 +33,13 @@ export type OrderWithLines = Readonly<{ order: Order; lines: readonly OrderLine[
 export class Orders {
   readonly #db: Database;
   readonly #ttl: number;
+  readonly #hasGateway: boolean;
 
-  /** `ttl`: how long an order waits for its payment, in milliseconds. */
-  constructor(db: Database, ttl: number) {
+  /** `ttl`: how long an order waits for its payment, in milliseconds. `hasGateway`: whether EXTERNAL is served. */
+  constructor(db: Database, ttl: number, hasGateway = false) {
     this.#db = db;
     this.#ttl = ttl;
+    this.#hasGateway = hasGateway;
   }
 
   /**
@@ -47,7 +49,7 @@ export class Orders {
    *   TOTAL_CHANGED, METHOD_NOT_SERVED, and INSUFFICIENT_BALANCE when `method` is BALANCE and the wallet can't cover the total
    */
   async place(call: Write, purchase: Purchase, method: PaymentMethod | undefined): Promise<OrderWithLines> {
-    if (method !== undefined) assertServed(method);
+    if (method !== undefined) assertServed(method, this.#hasGateway);
     return this.#db.write(
       call,
       this.#purchase(purchase, (tx, placed) => {

@@ -5,7 +5,7 @@ import type { Order } from "../order/order.entity.ts";
 export const paymentMethods = ["BALANCE", "EXTERNAL"] as const;
 export type PaymentMethod = (typeof paymentMethods)[number];
 
-export const paymentStates = ["PENDING", "COMPLETED", "FAILED", "REFUNDED"] as const;
+export const paymentStates = ["PENDING", "COMPLETED", "FAILED", "REFUNDED", "REFUNDING"] as const;
 export type PaymentState = (typeof paymentStates)[number];
 
 const paymentSchema = defineEntity({
@@ -21,14 +21,23 @@ const paymentSchema = defineEntity({
     refundedAmount: p.bigint(),
     /** Changes so far, which is the seq of the last event. */
     events: p.integer(),
+    /** How often the gateway was asked since the state was reached, without an answer that settles it. */
+    tries: p.integer().default(0),
+    /** When the gateway is asked next; null when there is nothing to ask. */
+    nextTryTime: p.datetime().strictNullable(),
     createTime: p.datetime(),
     updateTime: p.datetime(),
     version: p.integer().version(),
   },
-  indexes: [{ properties: ["id"] }],
+  indexes: [
+    { properties: ["id"] },
+    { name: "payment_unsettled_index", properties: ["nextTryTime"], where: "state in ('PENDING', 'REFUNDING')" },
+  ],
   uniques: [
     // An order is paid at most once, whatever else fails.
     { name: "payment_completed_once", properties: ["orderId"], where: "state = 'COMPLETED'" },
+    // Two callers must not charge the card for one order.
+    { name: "payment_pending_once", properties: ["orderId"], where: "state = 'PENDING'" },
   ],
   checks: [
     { name: "payment_amount_check", expression: "amount >= 0 and refunded_amount >= 0 and refunded_amount <= amount" },
@@ -45,6 +54,7 @@ const eventSchema = defineEntity({
     state: p.enum(paymentStates),
     amount: p.bigint(),
     cause: p.string().length(200),
+    gatewayReference: p.string().length(255).strictNullable(),
     createTime: p.datetime(),
   },
 });
@@ -61,17 +71,63 @@ export class Payment extends paymentSchema.class {
 
   /** A payment of the order's total whose money has moved already, and its first event. */
   static completed(id: string, order: Order, method: PaymentMethod, cause: string, now: Date): [Payment, PaymentEvent] {
-    const payment = Object.assign(new Payment(), {
-      orderId: order.id,
-      id,
-      userId: order.userId,
-      method,
-      amount: order.total,
-      refundedAmount: 0n,
-      events: 0,
-      createTime: now,
-    });
+    const payment = Payment.of(id, order, method, now);
     return [payment, payment.reach("COMPLETED", payment.amount, cause, now)];
+  }
+
+  /** A payment of the order's total that the gateway is about to be asked for, and again at `nextTryTime`. */
+  static pending(id: string, order: Order, cause: string, now: Date, nextTryTime: Date): [Payment, PaymentEvent] {
+    const payment = Payment.of(id, order, "EXTERNAL", now);
+    const event = payment.reach("PENDING", 0n, cause, now);
+    payment.nextTryTime = nextTryTime;
+    return [payment, event];
+  }
+
+  private static of(id: string, order: Order, method: PaymentMethod, now: Date): Payment {
+    const { id: orderId, userId, total: amount } = order;
+    const values = { orderId, id, userId, method, amount, refundedAmount: 0n, events: 0, createTime: now };
+    return Object.assign(new Payment(), values);
+  }
+
+  /** Refuses with PAYMENT_IN_PROGRESS to pay an order for which a gateway may be taking the money already. */
+  static assertNonePending(payments: readonly Payment[]): void {
+    const pending = payments.find(({ state }) => state === "PENDING");
+    if (pending) {
+      throw new DomainError("PAYMENT_IN_PROGRESS", "another payment of the order is not settled yet", {
+        order_id: pending.orderId,
+        payment_id: pending.id,
+      });
+    }
+  }
+
+  /** The refusal of a payment that has FAILED. */
+  get declined(): DomainError {
+    return new DomainError("PAYMENT_DECLINED", "the payment gateway has declined the payment", {
+      payment_id: this.id,
+      order_id: this.orderId,
+    });
+  }
+
+  /** PENDING -> COMPLETED, FAILED or REFUNDING (approved too late: the money is there, and goes back). */
+  settle(
+    state: "COMPLETED" | "FAILED" | "REFUNDING",
+    cause: string,
+    reference: string | null,
+    now: Date,
+  ): PaymentEvent {
+    return this.reach(state, state === "FAILED" ? 0n : this.amount, cause, now, reference);
+  }
+
+  /** COMPLETED -> REFUNDING: the gateway is to give all of the money back. */
+  startRefund(cause: string, now: Date): PaymentEvent {
+    this.assertRefundable();
+    return this.reach("REFUNDING", 0n, cause, now);
+  }
+
+  /** REFUNDING -> REFUNDED: the gateway has done it. */
+  finishRefund(cause: string, reference: string | null, now: Date): PaymentEvent {
+    this.refundedAmount = this.amount;
+    return this.reach("REFUNDED", -this.amount, cause, now, reference);
   }
 
   /** Refuses with PAYMENT_NOT_REFUNDABLE a payment that holds no money. */
@@ -104,12 +160,21 @@ export class Payment extends paymentSchema.class {
     };
   }
 
-  private reach(state: PaymentState, amount: bigint, cause: string, now: Date): PaymentEvent {
+  private reach(
+    state: PaymentState,
+    amount: bigint,
+    cause: string,
+    now: Date,
+    gatewayReference: string | null = null,
+  ): PaymentEvent {
     this.state = state;
+    this.tries = 0;
+    this.nextTryTime = state === "REFUNDING" ? now : null;
     this.updateTime = now;
     this.events += 1;
     const { orderId, id: paymentId, events: seq } = this;
-    return Object.assign(new PaymentEvent(), { orderId, paymentId, seq, state, amount, cause, createTime: now });
+    const change = { orderId, paymentId, seq, state, amount, cause, gatewayReference, createTime: now };
+    return Object.assign(new PaymentEvent(), change);
   }
 }
 paymentSchema.setClass(Payment);

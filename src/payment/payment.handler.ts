@@ -32,6 +32,13 @@ export function paymentHandler(payments: Payments): ServiceImpl<typeof PaymentSe
 }
 
 function toPaymentEvent(event: PaymentEvent): MessageInitShape<typeof PaymentEventSchema> {
-  const { seq, state, amount, cause, createTime } = event;
-  return { seq, state: toPaymentState(state), amount, cause, createTime: timestampFromDate(createTime) };
+  const { seq, state, amount, cause, createTime, gatewayReference } = event;
+  return {
+    seq,
+    state: toPaymentState(state),
+    amount,
+    cause,
+    createTime: timestampFromDate(createTime),
+    gatewayReference: gatewayReference ?? "",
+  };
 }

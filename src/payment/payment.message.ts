@@ -16,6 +16,7 @@ const states = {
   COMPLETED: State.COMPLETED,
   FAILED: State.FAILED,
   REFUNDED: State.REFUNDED,
+  REFUNDING: State.REFUNDING,
 } satisfies Record<PaymentState, State>;
 
 /** A state of a payment in the words of the contract. */

@@ -3,29 +3,48 @@ import { touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { bySeq, type Page, type PageRequest, pageOf } from "../db/page.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
+import type { External } from "./external.ts";
 import { Payment, PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
 import { assertServed, cancel, payFromWallet, touchesToGiveUp } from "./settlement.ts";
 
 /** Paying orders and giving the money back. */
 export class Payments {
   readonly #db: Database;
+  readonly #external: External | undefined;
 
-  constructor(db: Database) {
+  /** `external` is undefined where there is no gateway. */
+  constructor(db: Database, external?: External) {
     this.#db = db;
+    this.#external = external;
   }
 
-  /** Pays an order. @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, INSUFFICIENT_BALANCE, METHOD_NOT_SERVED */
+  /**
+   * Pays an order: at once from the wallet, or through the gateway; PENDING when that has not answered in time.
+   *
+   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, PAYMENT_IN_PROGRESS, INSUFFICIENT_BALANCE, PAYMENT_DECLINED,
+   *   METHOD_NOT_SERVED
+   */
   async pay(
     call: Write,
-    input: { userId: string; orderId: string; method: PaymentMethod | undefined },
+    input: { userId: string; orderId: string; method: PaymentMethod | undefined; paymentToken?: string },
   ): Promise<Payment> {
     const { userId, orderId, method } = input;
-    assertServed(method ?? "EXTERNAL");
+    if (method !== "BALANCE") {
+      assertServed("EXTERNAL", this.#external !== undefined);
+      if (this.#external) return this.#external.pay(call, input);
+    }
     return this.#db.write(call, {
-      touches: [touch(Order, { id: orderId }), touch(OrderLine, { orderId }), touch(Wallet, { userId })],
+      touches: [
+        touch(Order, { id: orderId }),
+        touch(OrderLine, { orderId }),
+        touch(Wallet, { userId }),
+        touch(Payment, { orderId }),
+      ],
       decide: (tx) => {
         const order = tx.get(Order, { id: orderId });
         order.assertOwnedBy(userId);
+        order.assertPayable(tx.now);
+        Payment.assertNonePending(tx.list(Payment, { orderId }));
         return payFromWallet(tx, order, tx.list(OrderLine, { orderId }), "PayOrder");
       },
     });

@@ -8,12 +8,12 @@ import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
 import { Event } from "../outbox/event.entity.ts";
 import { Variant } from "../product/product.entity.ts";
-import { Payment, type PaymentMethod } from "./payment.entity.ts";
+import { Payment, type PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
 
-/** Refuses with METHOD_NOT_SERVED a method that this service can't carry out. */
-export function assertServed(method: PaymentMethod): void {
-  if (method !== "BALANCE") {
-    throw new DomainError("METHOD_NOT_SERVED", "this payment method is not served yet", { method });
+/** Refuses with METHOD_NOT_SERVED a method that this service can't carry out: EXTERNAL where there is no gateway. */
+export function assertServed(method: PaymentMethod, hasGateway: boolean): void {
+  if (method !== "BALANCE" && !hasGateway) {
+    throw new DomainError("METHOD_NOT_SERVED", "this payment method is not served", { method });
   }
 }
 
@@ -23,12 +23,70 @@ export function payFromWallet(tx: Tx, order: Order, lines: readonly OrderLine[],
   const [payment, change] = Payment.completed(randomUUIDv7(), order, "BALANCE", cause, tx.now);
   // A free order moves no money, and the ledger lists movements.
   if (order.total > 0n) tx.add(tx.get(Wallet, { userId: order.userId }).pay(order.total, payment.id, tx.now));
-  order.pay(tx.now);
   tx.add(payment);
+  completed(tx, order, lines, payment, change);
+  return payment;
+}
+
+/** The order is paid by a payment that has just been completed. */
+function completed(tx: Tx, order: Order, lines: readonly OrderLine[], payment: Payment, change: PaymentEvent): void {
+  order.pay(tx.now);
   tx.add(change);
   tx.add(Event.of("payment.completed", payment.id, payment.describe(), tx.now));
   tx.add(Event.of("order.paid", order.id, order.describe(lines), tx.now));
+}
+
+/**
+ * Stores the payment that the gateway is about to be asked for; a free order is paid at once, no gateway takes nothing.
+ *
+ * @throws DomainError ORDER_NOT_PAYABLE, PAYMENT_IN_PROGRESS
+ */
+export function beginExternal(tx: Tx, order: Order, lines: readonly OrderLine[], askAgainMs: number): Payment {
+  order.assertPayable(tx.now);
+  Payment.assertNonePending(tx.list(Payment, { orderId: order.id }));
+  const id = randomUUIDv7();
+  if (order.total === 0n) {
+    const [payment, change] = Payment.completed(id, order, "EXTERNAL", "PayOrder", tx.now);
+    tx.add(payment);
+    completed(tx, order, lines, payment, change);
+    return payment;
+  }
+  order.awaitGateway(tx.now);
+  const [payment, change] = Payment.pending(id, order, "PayOrder", tx.now, new Date(tx.now.getTime() + askAgainMs));
+  tx.add(payment);
+  tx.add(change);
   return payment;
+}
+
+/** What the gateway has said of a pending payment comes true; of one that is settled already nothing changes. */
+export function settleExternal(
+  tx: Tx,
+  key: { orderId: string; id: string },
+  answer: { outcome: "approved" | "declined"; reference: string | null },
+  cause: string,
+): Payment {
+  const payment = paymentOf(tx, key);
+  if (payment.state !== "PENDING") return payment;
+  const order = tx.get(Order, { id: key.orderId });
+  if (answer.outcome === "declined") {
+    tx.add(payment.settle("FAILED", cause, answer.reference, tx.now));
+    tx.add(Event.of("payment.failed", payment.id, payment.describe(), tx.now));
+  } else if (order.isPayable(tx.now)) {
+    const change = payment.settle("COMPLETED", cause, answer.reference, tx.now);
+    completed(tx, order, tx.list(OrderLine, { orderId: order.id }), payment, change);
+  } else {
+    // Expired or cancelled meanwhile: its stock may be sold already.
+    tx.add(payment.settle("REFUNDING", `${cause}: too late`, answer.reference, tx.now));
+  }
+  return payment;
+}
+
+/** The gateway has given the money of a payment back. */
+export function finishRefund(tx: Tx, key: { orderId: string; id: string }, reference: string): void {
+  const payment = paymentOf(tx, key);
+  if (payment.state !== "REFUNDING") return;
+  tx.add(payment.finishRefund("the gateway's answer", reference, tx.now));
+  tx.add(Event.of("payment.refunded", payment.id, payment.describe(), tx.now));
 }
 
 /** What has to be at hand to give an order up. Empty lists when there is no such order: the decision refuses then. */
@@ -72,8 +130,20 @@ function giveBack(tx: Tx, order: Order, lines: readonly OrderLine[]): void {
 }
 
 function refund(tx: Tx, payment: Payment, cause: string): void {
+  if (payment.method === "EXTERNAL" && payment.amount > 0n) {
+    // Only recorded here: the gateway is asked outside of the transaction, until it has done it.
+    tx.add(payment.startRefund(cause, tx.now));
+    return;
+  }
   tx.add(payment.refund(cause, tx.now));
   const { userId, amount } = payment;
   if (amount > 0n) tx.add(tx.get(Wallet, { userId }).refund(amount, payment.id, tx.now));
   tx.add(Event.of("payment.refunded", payment.id, payment.describe(), tx.now));
+}
+
+/** One of the payments of an order; all of them are what is touched. */
+function paymentOf(tx: Tx, { orderId, id }: { orderId: string; id: string }): Payment {
+  const payment = tx.list(Payment, { orderId }).find((candidate) => candidate.id === id);
+  if (!payment) throw Payment.notFound({ id });
+  return payment;
 }

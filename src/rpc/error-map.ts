@@ -30,6 +30,7 @@ const codes = {
   ORDER_NOT_PAYABLE: Code.FailedPrecondition,
   ORDER_NOT_CANCELLABLE: Code.FailedPrecondition,
   PAYMENT_NOT_REFUNDABLE: Code.FailedPrecondition,
+  PAYMENT_IN_PROGRESS: Code.FailedPrecondition,
   TOTAL_CHANGED: Code.FailedPrecondition,
   PAYMENT_DECLINED: Code.FailedPrecondition,
   POSITION_EXPIRED: Code.FailedPrecondition,

@@ -19,6 +19,7 @@ const REASONS: Readonly<Record<string, readonly string[]>> = {
     "ORDER_NOT_PAYABLE",
     "ORDER_NOT_CANCELLABLE",
     "PAYMENT_NOT_REFUNDABLE",
+    "PAYMENT_IN_PROGRESS",
     "TOTAL_CHANGED",
   ],
   RESOURCE_EXHAUSTED: ["COUPON_SOLD_OUT"],

@@ -81,6 +81,10 @@ const uniques: Record<string, string> = {
   order_line_pkey: again("order_line"),
   payment_pkey: again("payment", { state: "REFUNDED" }),
   payment_completed_once: again("payment", { id: randomUUID() }),
+  // Two at once.
+  payment_pending_once: `insert into payment
+    select r.* from payment p, (values ('${randomUUID()}'), ('${randomUUID()}')) ids (id),
+           jsonb_populate_record(p, jsonb_build_object('id', ids.id, 'state', 'PENDING')) r`,
   payment_event_pkey: again("payment_event"),
   event_pkey: again("event"),
   idempotency_pkey: again("idempotency"),

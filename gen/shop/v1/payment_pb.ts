@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file shop/v1/payment.proto.
  */
 export const file_shop_v1_payment: GenFile = /*@__PURE__*/
-  fileDesc("ChVzaG9wL3YxL3BheW1lbnQucHJvdG8SB3Nob3AudjEikQIKB1BheW1lbnQSCgoCaWQYASABKAkSEAoIb3JkZXJfaWQYAiABKAkSDwoHdXNlcl9pZBgDIAEoCRImCgZtZXRob2QYBCABKA4yFi5zaG9wLnYxLlBheW1lbnRNZXRob2QSJAoFc3RhdGUYBSABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYBiABKAMSFwoPcmVmdW5kZWRfYW1vdW50GAcgASgDEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAikQEKDFBheW1lbnRFdmVudBILCgNzZXEYASABKAUSJAoFc3RhdGUYAiABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYAyABKAMSDQoFY2F1c2UYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIp8BCg9QYXlPcmRlclJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIaCghvcmRlcl9pZBgDIAEoCUIIukgFcgOwAQESMgoGbWV0aG9kGAQgASgOMhYuc2hvcC52MS5QYXltZW50TWV0aG9kQgq6SAeCAQQQASAAIjUKEFBheU9yZGVyUmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCJyChRSZWZ1bmRQYXltZW50UmVxdWVzdBIhCgpyZXF1ZXN0X2lkGAEgASgJQg26SApyCBABGEC6AQEAEhkKB3VzZXJfaWQYAiABKAlCCLpIBXIDsAEBEhwKCnBheW1lbnRfaWQYAyABKAlCCLpIBXIDsAEBIjoKFVJlZnVuZFBheW1lbnRSZXNwb25zZRIhCgdwYXltZW50GAEgASgLMhAuc2hvcC52MS5QYXltZW50IkwKEUdldFBheW1lbnRSZXF1ZXN0EhkKB3VzZXJfaWQYASABKAlCCLpIBXIDsAEBEhwKCnBheW1lbnRfaWQYAiABKAlCCLpIBXIDsAEBIjcKEkdldFBheW1lbnRSZXNwb25zZRIhCgdwYXltZW50GAEgASgLMhAuc2hvcC52MS5QYXltZW50Io0BChhMaXN0UGF5bWVudEV2ZW50c1JlcXVlc3QSGQoHdXNlcl9pZBgBIAEoCUIIukgFcgOwAQESHAoKcGF5bWVudF9pZBgCIAEoCUIIukgFcgOwAQESGgoJcGFnZV9zaXplGAMgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YBCABKAlCCLpIBXIDGIAEIlsKGUxpc3RQYXltZW50RXZlbnRzUmVzcG9uc2USJQoGZXZlbnRzGAEgAygLMhUuc2hvcC52MS5QYXltZW50RXZlbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJKmgKDVBheW1lbnRNZXRob2QSHgoaUEFZTUVOVF9NRVRIT0RfVU5TUEVDSUZJRUQQABIaChZQQVlNRU5UX01FVEhPRF9CQUxBTkNFEAESGwoXUEFZTUVOVF9NRVRIT0RfRVhURVJOQUwQAiqbAQoMUGF5bWVudFN0YXRlEh0KGVBBWU1FTlRfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVQQVlNRU5UX1NUQVRFX1BFTkRJTkcQARIbChdQQVlNRU5UX1NUQVRFX0NPTVBMRVRFRBACEhgKFFBBWU1FTlRfU1RBVEVfRkFJTEVEEAMSGgoWUEFZTUVOVF9TVEFURV9SRUZVTkRFRBAEMusCCg5QYXltZW50U2VydmljZRJJCghQYXlPcmRlchIYLnNob3AudjEuUGF5T3JkZXJSZXF1ZXN0Ghkuc2hvcC52MS5QYXlPcmRlclJlc3BvbnNlIgiKtRgECgIBAhJXCg1SZWZ1bmRQYXltZW50Eh0uc2hvcC52MS5SZWZ1bmRQYXltZW50UmVxdWVzdBoeLnNob3AudjEuUmVmdW5kUGF5bWVudFJlc3BvbnNlIgeKtRgDCgECEk8KCkdldFBheW1lbnQSGi5zaG9wLnYxLkdldFBheW1lbnRSZXF1ZXN0Ghsuc2hvcC52MS5HZXRQYXltZW50UmVzcG9uc2UiCIq1GAQKAgECEmQKEUxpc3RQYXltZW50RXZlbnRzEiEuc2hvcC52MS5MaXN0UGF5bWVudEV2ZW50c1JlcXVlc3QaIi5zaG9wLnYxLkxpc3RQYXltZW50RXZlbnRzUmVzcG9uc2UiCIq1GAQKAgECYgZwcm90bzM", [file_buf_validate_validate, file_google_protobuf_timestamp, file_shop_v1_access]);
+  fileDesc("ChVzaG9wL3YxL3BheW1lbnQucHJvdG8SB3Nob3AudjEikQIKB1BheW1lbnQSCgoCaWQYASABKAkSEAoIb3JkZXJfaWQYAiABKAkSDwoHdXNlcl9pZBgDIAEoCRImCgZtZXRob2QYBCABKA4yFi5zaG9wLnYxLlBheW1lbnRNZXRob2QSJAoFc3RhdGUYBSABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYBiABKAMSFwoPcmVmdW5kZWRfYW1vdW50GAcgASgDEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAirAEKDFBheW1lbnRFdmVudBILCgNzZXEYASABKAUSJAoFc3RhdGUYAiABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYAyABKAMSDQoFY2F1c2UYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEWdhdGV3YXlfcmVmZXJlbmNlGAYgASgJIsQBCg9QYXlPcmRlclJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIaCghvcmRlcl9pZBgDIAEoCUIIukgFcgOwAQESMgoGbWV0aG9kGAQgASgOMhYuc2hvcC52MS5QYXltZW50TWV0aG9kQgq6SAeCAQQQASAAEiMKDXBheW1lbnRfdG9rZW4YBSABKAlCDLpICXIHGP8BugEBACI1ChBQYXlPcmRlclJlc3BvbnNlEiEKB3BheW1lbnQYASABKAsyEC5zaG9wLnYxLlBheW1lbnQicgoUUmVmdW5kUGF5bWVudFJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIcCgpwYXltZW50X2lkGAMgASgJQgi6SAVyA7ABASI6ChVSZWZ1bmRQYXltZW50UmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCJMChFHZXRQYXltZW50UmVxdWVzdBIZCgd1c2VyX2lkGAEgASgJQgi6SAVyA7ABARIcCgpwYXltZW50X2lkGAIgASgJQgi6SAVyA7ABASI3ChJHZXRQYXltZW50UmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCKNAQoYTGlzdFBheW1lbnRFdmVudHNSZXF1ZXN0EhkKB3VzZXJfaWQYASABKAlCCLpIBXIDsAEBEhwKCnBheW1lbnRfaWQYAiABKAlCCLpIBXIDsAEBEhoKCXBhZ2Vfc2l6ZRgDIAEoBUIHukgEGgIoABIcCgpwYWdlX3Rva2VuGAQgASgJQgi6SAVyAxiABCJbChlMaXN0UGF5bWVudEV2ZW50c1Jlc3BvbnNlEiUKBmV2ZW50cxgBIAMoCzIVLnNob3AudjEuUGF5bWVudEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSpoCg1QYXltZW50TWV0aG9kEh4KGlBBWU1FTlRfTUVUSE9EX1VOU1BFQ0lGSUVEEAASGgoWUEFZTUVOVF9NRVRIT0RfQkFMQU5DRRABEhsKF1BBWU1FTlRfTUVUSE9EX0VYVEVSTkFMEAIquAEKDFBheW1lbnRTdGF0ZRIdChlQQVlNRU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVUEFZTUVOVF9TVEFURV9QRU5ESU5HEAESGwoXUEFZTUVOVF9TVEFURV9DT01QTEVURUQQAhIYChRQQVlNRU5UX1NUQVRFX0ZBSUxFRBADEhoKFlBBWU1FTlRfU1RBVEVfUkVGVU5ERUQQBBIbChdQQVlNRU5UX1NUQVRFX1JFRlVORElORxAFMusCCg5QYXltZW50U2VydmljZRJJCghQYXlPcmRlchIYLnNob3AudjEuUGF5T3JkZXJSZXF1ZXN0Ghkuc2hvcC52MS5QYXlPcmRlclJlc3BvbnNlIgiKtRgECgIBAhJXCg1SZWZ1bmRQYXltZW50Eh0uc2hvcC52MS5SZWZ1bmRQYXltZW50UmVxdWVzdBoeLnNob3AudjEuUmVmdW5kUGF5bWVudFJlc3BvbnNlIgeKtRgDCgECEk8KCkdldFBheW1lbnQSGi5zaG9wLnYxLkdldFBheW1lbnRSZXF1ZXN0Ghsuc2hvcC52MS5HZXRQYXltZW50UmVzcG9uc2UiCIq1GAQKAgECEmQKEUxpc3RQYXltZW50RXZlbnRzEiEuc2hvcC52MS5MaXN0UGF5bWVudEV2ZW50c1JlcXVlc3QaIi5zaG9wLnYxLkxpc3RQYXltZW50RXZlbnRzUmVzcG9uc2UiCIq1GAQKAgECYgZwcm90bzM", [file_buf_validate_validate, file_google_protobuf_timestamp, file_shop_v1_access]);
 
 /**
  * @generated from message shop.v1.Payment
@@ -113,6 +113,13 @@ export type PaymentEvent = Message<"shop.v1.PaymentEvent"> & {
    * @generated from field: google.protobuf.Timestamp create_time = 5;
    */
   createTime?: Timestamp | undefined;
+
+  /**
+   * What the gateway calls the charge or the refund; empty when it was not heard.
+   *
+   * @generated from field: string gateway_reference = 6;
+   */
+  gatewayReference: string;
 };
 
 /**
@@ -147,6 +154,13 @@ export type PayOrderRequest = Message<"shop.v1.PayOrderRequest"> & {
    * @generated from field: shop.v1.PaymentMethod method = 4;
    */
   method: PaymentMethod;
+
+  /**
+   * For EXTERNAL: what stands for the card, as the gateway's own form has made it. It is not stored.
+   *
+   * @generated from field: string payment_token = 5;
+   */
+  paymentToken: string;
 };
 
 /**
@@ -333,7 +347,7 @@ export const PaymentMethod = {
   BALANCE: 1,
 
   /**
-   * Through a payment gateway. Not served yet: UNIMPLEMENTED.
+   * Through the payment gateway. UNIMPLEMENTED where none is set up.
    *
    * @generated from enum value: PAYMENT_METHOD_EXTERNAL = 2;
    */
@@ -361,6 +375,8 @@ export const PaymentState = {
   UNSPECIFIED: 0,
 
   /**
+   * The gateway has been asked, or is about to be, and has not said yet.
+   *
    * @generated from enum value: PAYMENT_STATE_PENDING = 1;
    */
   PENDING: 1,
@@ -379,6 +395,13 @@ export const PaymentState = {
    * @generated from enum value: PAYMENT_STATE_REFUNDED = 4;
    */
   REFUNDED: 4,
+
+  /**
+   * The gateway has the money and is to give it back.
+   *
+   * @generated from enum value: PAYMENT_STATE_REFUNDING = 5;
+   */
+  REFUNDING: 5,
 } as const;
 
 /**
@@ -399,6 +422,9 @@ export const PaymentStateSchema: GenEnum<PaymentState> = /*@__PURE__*/
  */
 export const PaymentService: GenService<{
   /**
+   * Through a gateway that does not answer in time the payment is answered PENDING: GetPayment tells what became of it, and
+   * so does sending the same request again, which never charges twice. PAYMENT_DECLINED when the gateway refuses.
+   *
    * @generated from rpc shop.v1.PaymentService.PayOrder
    */
   payOrder: {
@@ -407,7 +433,8 @@ export const PaymentService: GenService<{
     output: typeof PayOrderResponseSchema;
   },
   /**
-   * Gives the whole payment back and cancels its order; stock and coupon are restored.
+   * Gives the whole payment back and cancels its order; stock and coupon are restored. The answer is REFUNDING when the
+   * money goes back through a payment gateway.
    *
    * @generated from rpc shop.v1.PaymentService.RefundPayment
    */
