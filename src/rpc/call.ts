@@ -13,7 +13,7 @@ import { type ConnectError, createContextKey, type HandlerContext } from "@conne
 import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import { type AccessRule, type Caller, lacksUser, requireOwn, requireRole, type Verifier } from "./auth.ts";
-import { codeName, codeOf, isMapped, refusalOf, toConnectError } from "./error-map.ts";
+import { codeName, codeOf, isMapped, refusalOf, toSharedError } from "./error-map.ts";
 
 type Init = MessageInitShape<DescMethodUnary["output"]>;
 
@@ -231,11 +231,11 @@ export class Call {
     if (isMapped(error)) return error;
     const refusal = refusalOf(error);
     const internal = refusal.reason === "INTERNAL";
-    if (this.#end() || internal) {
+    if ((this.#end() && this.#house.log.isLevelEnabled("info")) || internal) {
       const line = { ...this.#line(codeName(codeOf(refusal.reason))), reason: refusal.reason };
       this.#house.log[internal ? "error" : "info"](refusal.cause ? { ...line, err: refusal.cause } : line, "call");
     }
-    return toConnectError(refusal, this.requestId);
+    return toSharedError(refusal, this.requestId);
   }
 
   #end(): boolean {

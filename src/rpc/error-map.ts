@@ -90,6 +90,18 @@ export function refusalOf(error: unknown): DomainError {
   return new DomainError("INTERNAL", "internal error", {}, { cause: error });
 }
 
+/** Of refusals that are one object for everybody, as under an overload: making an error costs more than all else of those. */
+const shared = new WeakMap<DomainError, ConnectError>();
+
+/** The same error for the same refusal. It must not be changed. */
+export function toSharedError(refusal: DomainError, requestId: string): ConnectError {
+  // It tells the request id.
+  if (refusal.reason === "INTERNAL") return toConnectError(refusal, requestId);
+  const error = shared.get(refusal) ?? toConnectError(refusal, requestId);
+  shared.set(refusal, error);
+  return error;
+}
+
 /**
  * The error that leaves the house: the code of the reason, google.rpc.ErrorInfo, BadRequest when fields are wrong,
  * RetryInfo when trying again helps. INTERNAL tells the request id and nothing else.

@@ -23,14 +23,20 @@ export function toStatus(error: ConnectError, headers: Record<string, string>) {
   return { code: error.code as number, details: error.rawMessage, metadata };
 }
 
-/** A refusal as HTTP/2 has it. */
-export function statusHeaders(error: ConnectError): Record<string, string> {
-  return {
+const headersBy = new WeakMap<ConnectError, Readonly<Record<string, string>>>();
+
+/** A refusal as HTTP/2 has it; of one that goes to many, made once. */
+export function statusHeaders(error: ConnectError): Readonly<Record<string, string>> {
+  const known = headersBy.get(error);
+  if (known) return known;
+  const headers = {
     "grpc-status": String(error.code),
     // Percent-encoded, which half a character can't be.
     "grpc-message": encodeURI(error.rawMessage.toWellFormed()),
     [DETAILS]: asBuffer(encodeStatus(error)).toString("base64"),
   };
+  headersBy.set(error, headers);
+  return headers;
 }
 
 /** The status of a call that the library refuses by itself. */
