@@ -67,10 +67,10 @@ export class LockedOut extends Error {
 }
 
 /**
- * A statement was prepared for tables as they were before a migration, or the connection does not have it any more, as
- * behind a proxy. It has to be prepared again.
+ * A statement was prepared for tables as they were before a migration, or the connection does not have it any more, or has
+ * it already, as behind a proxy. It has to be prepared again, under another name.
  */
-const STALE = new Set(["0A000", "26000"]);
+const STALE = new Set(["0A000", "26000", "42P05"]);
 
 /** Whether a prepared statement can't be used any more. */
 export function isStalePlan(error: unknown): boolean {

@@ -16,6 +16,8 @@ import type { Isolation } from "./transaction.ts";
 
 /** A row that somebody outside keeps locked does not hold up for longer, in milliseconds, those who don't need it. */
 const LOCK_TIMEOUT_MS = 250;
+/** After a request that had come before, others of the kind are to be expected; a test shows what they are like without. */
+const CAREFUL_MS = 1_000;
 /** How often the rows that a command touches may turn out to be others before its caller hears CONFLICT. */
 const MAX_PLANS = 5;
 
@@ -40,6 +42,8 @@ export type DatabaseOptions = Readonly<{
   isolation?: Isolation;
   /** How long a command waits for a row before those who don't need that row go on without it, in milliseconds. */
   lockTimeoutMs?: number;
+  /** For how long earlier answers are read in advance where one was found or somebody was refused, in milliseconds. */
+  carefulMs?: number;
   /** Of upkeep; others are for a program that has all the time that there is. */
   limits?: Limits;
 }> &
@@ -55,9 +59,9 @@ export class Database {
 
   private constructor(orm: MikroORM, pool: Pool, options: DatabaseOptions) {
     const { clock = () => new Date(), observer = {}, isolation = "repeatable read" } = options;
-    const { lockTimeoutMs = LOCK_TIMEOUT_MS, limits = LIMITS, ...bounds } = options;
+    const { lockTimeoutMs = LOCK_TIMEOUT_MS, carefulMs = CAREFUL_MS, limits = LIMITS, ...bounds } = options;
     const tables = tablesOf(orm);
-    const runner = new BatchRunner({ pool, tables, clock, observer, isolation, lockTimeoutMs });
+    const runner = new BatchRunner({ pool, tables, clock, observer, isolation, lockTimeoutMs, carefulMs });
     this.#orm = orm;
     this.#clock = clock;
     this.#commits = new GroupCommit({ ...bounds, observer, run: (batch, place) => runner.run(batch, place) });
@@ -127,7 +131,7 @@ export class Database {
     return this.#submit(command, write);
   }
 
-  /** Runs a command of the service itself, which nobody sends twice. */
+  /** Runs a command of the service itself, which nobody sends twice, and which is not refused however many wait. */
   apply<R>(command: Command<R>): Promise<R> {
     return this.#submit(command, undefined);
   }

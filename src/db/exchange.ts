@@ -1,4 +1,5 @@
 /** Statements that go to Postgres together, and all that comes back: the driver's own queries are one statement each. */
+import { hash } from "node:crypto";
 import type { Connection, Submittable } from "pg";
 import { isStalePlan } from "./conflict.ts";
 import { driverTypes, type Statement } from "./statement.ts";
@@ -23,6 +24,14 @@ function preparedOn(connection: object): Preparations {
   const prepared = byConnection.get(connection) ?? { known: new Map(), names: 0, stale: [] };
   byConnection.set(connection, prepared);
   return prepared;
+}
+
+const digests = new Map<string, string>();
+
+function digestOf(text: string): string {
+  const digest = digests.get(text) ?? hash("sha256", text).slice(0, 24);
+  digests.set(text, digest);
+  return digest;
 }
 
 const parserOf = ({ dataTypeID }: Field) => driverTypes.getTypeParser(dataTypeID, "text") as Parser;
@@ -75,8 +84,9 @@ export class Exchange implements Submittable {
     const fresh = new Map<string, string>();
     for (const [index, { name: key, text, values }] of this.statements.entries()) {
       const known = key && (prepared.known.get(key)?.name ?? fresh.get(key));
-      // Never a name that an attempt that failed may have left behind.
-      const name = known || (key && `statement_${++prepared.names}`);
+      // Never a name that an attempt that failed may have left behind; nor one that means another statement on another
+      // connection, since a proxy may exchange them.
+      const name = known || (key && `s${++prepared.names}_${digestOf(text)}`);
       if (!known) {
         fresh.set(key, name);
         this.#fresh.set(index, name);
@@ -103,9 +113,10 @@ export class Exchange implements Submittable {
     }
   }
 
-  handleCommandComplete(): void {
+  handleCommandComplete({ text: tag }: { text: string }): void {
     const name = this.#fresh.get(this.at);
-    const key = this.statements[this.at]?.name;
+    const { name: key, text } = this.statements[this.at] ?? {};
+    if (text === "commit" && tag !== "COMMIT") this.#unreadable ??= new Error(`the answer to a COMMIT was ${tag}`);
     if (name && key && this.#prepared) {
       // The exchange in front may have prepared it as well.
       if (this.#prepared.known.has(key)) this.#prepared.stale.push(name);

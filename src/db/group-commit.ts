@@ -69,9 +69,12 @@ export class GroupCommit {
     return this.#queue.length < this.#maxQueued ? undefined : overloaded;
   }
 
-  /** Lines a command up; it is answered through its own callbacks. Refused with OVERLOADED when too many wait. */
+  /**
+   * Lines a command up; it is answered through its own callbacks. A caller's is refused with OVERLOADED when too many wait;
+   * one of the service itself ends what was begun, and there are few.
+   */
   submit(pending: Pending): void {
-    if (this.overload) {
+    if (pending.write && this.overload) {
       pending.reject(this.overload);
       return;
     }

@@ -57,13 +57,13 @@ export class Rows implements Tx {
   }
 
   /**
-   * Takes over what the unit of work in front has changed, and returns what is left to be loaded. Undefined when it has
-   * written what is left too: half of it would be seen, and half not.
+   * Takes over what the unit of work in front has changed, in copies, and returns what is left to be loaded: it may be done
+   * again. Undefined when it has written what is left too: half of it would be seen, and half not.
    */
   inherit(touches: readonly Touch[], { changed, covers }: Handover): Touch[] | undefined {
     const rest = touches.filter((touch) => {
-      const rows = changed.get(touch.id);
-      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row, true);
+      const rows = changed.get(touch.id)?.map((row) => this.#tables(touch.entity).copy(row));
+      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row, true);
       return !rows;
     });
     return rest.some(covers) ? undefined : rest;

@@ -11,10 +11,15 @@ export type Column = Readonly<{
   property: string;
   field: string;
   type: string;
-  /** Filled by the database when a row is made. */
-  generated: boolean;
+  /** What the database fills in when a row is made; undefined when the row itself says it. */
+  initial: string | undefined;
+  /** Counted up by the statements that change a row. */
+  counted: boolean;
   codec: Codec;
 }>;
+
+/** Property of entities with counters: counts the changes that were not just counting. */
+export const EDITS = "edits";
 
 const TIMESTAMPTZ = 1184;
 const parseAnyTime = pg.types.getTypeParser(TIMESTAMPTZ) as (text: string) => Date;
@@ -37,7 +42,8 @@ export function columnOf(meta: EntityMetadata, name: string): Column {
     property: prop.name,
     field: `"${prop.fieldNames[0]}"`,
     type,
-    generated: prop.version === true || prop.defaultRaw !== undefined,
+    initial: prop.version === true ? "1" : prop.defaultRaw,
+    counted: prop.version === true || prop.name === EDITS,
     codec: codecOf(type),
   };
 }
@@ -47,7 +53,16 @@ export function textOf({ codec }: Column, value: unknown): string {
   return value === null || value === undefined ? "\0" : codec.toText(value);
 }
 
-export const isWritable = (column: Column) => !column.generated;
+/** Whether new rows say what is in it. */
+export const isWritable = (column: Column) => column.initial === undefined;
+
+/** Fails when a new row would differ from what the database makes of it. */
+export function assertInitial({ property, initial }: Column, row: Readonly<Record<string, unknown>>): void {
+  const value = row[property];
+  if (value !== undefined && value !== null && String(value) !== initial) {
+    throw new Error(`${property} of a new row is ${initial}, not ${value}`);
+  }
+}
 
 export type Texts = Map<string, Omit<Statement, "values">>;
 

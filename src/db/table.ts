@@ -6,9 +6,11 @@ import type { EntityMetadata } from "@mikro-orm/core";
 import { codecOf } from "./codec.ts";
 import type { RowClass } from "./command.ts";
 import {
+  assertInitial,
   type Column,
   checked,
   columnOf,
+  EDITS,
   equalities,
   given,
   isWritable,
@@ -43,7 +45,8 @@ const EXACTLY: Column = {
   property: "(exactly)",
   field: '"exactly"',
   type: "int",
-  generated: false,
+  initial: undefined,
+  counted: false,
   codec: codecOf("int"),
 };
 
@@ -65,6 +68,8 @@ export class Table {
   readonly #columns: readonly Column[];
   readonly #byProperty: ReadonlyMap<string, Column>;
   readonly #key: readonly Column[];
+  /** Of which new rows say nothing, though they have it. */
+  readonly #initial: readonly Column[];
   readonly #version: Column | undefined;
   readonly #counters: readonly string[];
   /** Counts the changes of a row with counters that were not just counting. */
@@ -83,9 +88,10 @@ export class Table {
     this.#columns = names.map((name) => columnOf(meta, name));
     this.#byProperty = new Map(this.#columns.map((column) => [column.property, column]));
     this.#key = meta.primaryKeys.map((name) => this.#column(name));
+    this.#initial = this.#columns.filter((column) => !isWritable(column) && !column.counted);
     this.#version = meta.versionProperty === undefined ? undefined : this.#column(meta.versionProperty);
     this.#counters = (meta.class as Partial<Counting>).counters ?? [];
-    this.#edits = this.counting ? this.#column("edits") : undefined;
+    this.#edits = this.counting ? this.#column(EDITS) : undefined;
   }
 
   /** Rows by equality on some columns, for many values at once: `keys` holds the values of each row asked for. */
@@ -141,6 +147,8 @@ export class Table {
       const named = others.map((insert, index) => `i${index} as (${insert})`).reverse();
       return `${named.length > 0 ? `with ${named.join(", ")} ` : ""}${main}`;
     };
+    for (const { table, rows } of parts)
+      for (const column of table.#initial) for (const row of rows) assertInitial(column, row);
     const values = parts.flatMap(({ rows }, index) => valuesOf(written[index] ?? [], rows));
     return [{ ...prepared(inserts, name, text), values }];
   }
@@ -216,6 +224,11 @@ export class Table {
     return row;
   }
 
+  /** The same values in an object of its own. */
+  copy(row: object): Row {
+    return Object.assign(new this.#Blank(), row);
+  }
+
   /** Whether an update finds out that somebody else has changed the row since it was loaded. */
   get versioned(): boolean {
     return this.#version !== undefined;
@@ -232,7 +245,7 @@ export class Table {
 
   /** A copy of a changed row as it will be loaded once it is written, when nobody else has counted meanwhile. */
   updated(row: Row, counted: boolean): object {
-    const copy = Object.assign(Object.create(this.entity.prototype), row) as Row;
+    const copy = this.copy(row);
     for (const count of [this.#version, counted ? undefined : this.#edits]) {
       if (count) copy[count.property] = (row[count.property] as number) + 1;
     }
@@ -241,14 +254,14 @@ export class Table {
 
   /** What would be written of the row, to be compared later. */
   snapshot(row: Row): readonly string[] {
-    return this.#columns.map((column) => (column.generated ? "" : textOf(column, row[column.property])));
+    return this.#columns.map((column) => (column.counted ? "" : textOf(column, row[column.property])));
   }
 
   /** The properties that differ from an earlier snapshot. */
   changes(row: Row, before: readonly string[]): string[] {
     const changed: string[] = [];
     for (const [index, column] of this.#columns.entries()) {
-      const now = column.generated ? "" : textOf(column, row[column.property]);
+      const now = column.counted ? "" : textOf(column, row[column.property]);
       if (now !== before[index]) changed.push(column.property);
     }
     return changed;

@@ -63,9 +63,6 @@ function settingsOf(lockTimeoutMs: number) {
   return { alone, marked };
 }
 
-/** For how long, in milliseconds, earlier answers are read in advance where one was found or somebody was refused. */
-const REPEATED = 1_000;
-
 export type TransactionOptions = Readonly<{
   pool: Pool;
   tables: Tables;
@@ -74,6 +71,8 @@ export type TransactionOptions = Readonly<{
   isolation: Isolation;
   /** How long a row is waited for, but by those who are patient, in milliseconds. */
   lockTimeoutMs: number;
+  /** For how long, in milliseconds, earlier answers are read in advance where one was found or somebody was refused. */
+  carefulMs: number;
 }>;
 
 /** What a batch leaves to the next one, from when on it may be taken up, and undefined when it is over. */
@@ -108,7 +107,7 @@ export class Transactions {
       const careful = performance.now() < this.#repeatedUntil;
       let { rows, outcomes } = await this.#decided(batch, ahead, session, careful);
       if (outcomes.some((outcome) => "error" in outcome && outcome.pending.write)) {
-        this.#repeatedUntil = performance.now() + REPEATED;
+        this.#repeatedUntil = performance.now() + this.#options.carefulMs;
         // What is refused may have been answered before.
         if (!careful) ({ rows, outcomes } = await this.#decided(batch, ahead, session, true));
       }
@@ -127,7 +126,7 @@ export class Transactions {
       const results = await leading(written, ahead, offer, lead).catch((error) => {
         if (rows.counting && isBrokenCheck(error)) throw new Outrun("others have counted as well", error);
         if (careful || !isDuplicate(error)) throw error;
-        this.#repeatedUntil = performance.now() + REPEATED;
+        this.#repeatedUntil = performance.now() + this.#options.carefulMs;
         throw new AnsweredBefore(error);
       });
       return { outcomes, company: results.slice(first.length, -1).some(([row]) => Number(row?.[1] ?? 0) > 0) };

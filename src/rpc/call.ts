@@ -61,8 +61,8 @@ export function shuttingDown(): DomainError {
   return new DomainError("SHUTTING_DOWN", "the server is shutting down", {}, { retryAfterMs: 1_000 });
 }
 
-/** Enough to find the mistake; a batch of a thousand wrong ids need not come back as a thousand lines. */
-const MAX_VIOLATIONS = 100;
+/** Enough to find the mistake, and some 3 KB: many clients take trailers of 8 KB at the most. */
+const MAX_VIOLATIONS = 25;
 
 /** The rules quote what they forbid, the NUL character too; no terminal and no log gets that as it is. */
 function printable(text: string): string {

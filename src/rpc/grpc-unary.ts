@@ -12,6 +12,10 @@ import type { Pipeline } from "./pipeline.ts";
 
 /** Whether it is compressed, and how many bytes follow. */
 const HEAD = 5;
+/** How long an answer may wait to be read, and a caller who was refused may go on sending, in milliseconds. */
+const LINGER = 60_000;
+/** A request that comes in more pieces is put together meanwhile: small ones take more memory than what is in them. */
+const MAX_PIECES = 64;
 /** The longest that a timer takes, in milliseconds. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
@@ -86,6 +90,8 @@ export class UnaryCall {
   #size = 0;
   /** How many bytes the request has, its head included; until that has come, as many as the head. */
   #expected = HEAD;
+  /** Until the stream is closed, in milliseconds: then the caller waits no longer. */
+  #timeout = 0;
   #timer: NodeJS.Timeout | undefined;
   #running = false;
   /** Both while the call is open. */
@@ -112,7 +118,8 @@ export class UnaryCall {
     const call = this.#call as Call;
     this.#stream.on("close", () => this.#closed());
     const timeout = timeoutOf(headers["grpc-timeout"]);
-    this.#context = new GrpcContext(call, headers, Date.now() + (timeout ?? 0));
+    this.#timeout = timeout ?? 0;
+    this.#context = new GrpcContext(call, headers, Date.now() + this.#timeout);
     try {
       if (timeout === undefined) throw new DomainError("ARGUMENT_INVALID", "grpc-timeout can't be read");
       this.#timer = setTimeout(() => this.#expire(), timeout);
@@ -139,6 +146,7 @@ export class UnaryCall {
     const known = this.#size >= HEAD;
     this.#chunks.push(chunk);
     this.#size += chunk.length;
+    if (this.#chunks.length > MAX_PIECES) this.#chunks = [Buffer.concat(this.#chunks)];
     if (!known && this.#size >= HEAD) {
       if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)];
       this.#expected += (this.#chunks[0] as Buffer).readUInt32BE(1);
@@ -157,14 +165,20 @@ export class UnaryCall {
   /** The caller has gone, or has its answer. */
   #closed(): void {
     if (this.#call && this.#context) leave(this.#call, this.#context, gone(this.#context.timeoutMs()));
+    clearTimeout(this.#timer);
     if (!this.#running) this.#end();
     // The engine frees a closed stream only with the old generation: what its listeners hold would live as long.
     this.#stream.removeAllListeners("data").removeAllListeners("end");
   }
 
   #expire(): void {
+    this.#timer = undefined;
+    if (!this.#call) {
+      this.#stream.close(constants.NGHTTP2_CANCEL);
+      return;
+    }
     const late = new DomainError("DEADLINE_EXCEEDED", "the deadline has passed");
-    if (this.#running && this.#call && this.#context) leave(this.#call, this.#context, late);
+    if (this.#running && this.#context) leave(this.#call, this.#context, late);
     else this.#refuse(late);
   }
 
@@ -194,6 +208,7 @@ export class UnaryCall {
     stream.respond({ ":status": 200, "content-type": CONTENT_TYPE, ...context.header() }, withTrailers);
     stream.once("wantTrailers", () => stream.sendTrailers({ ...OK, ...context.trailer() }));
     stream.end(frame);
+    this.#linger();
   }
 
   #refuse(error: unknown): void {
@@ -208,12 +223,18 @@ export class UnaryCall {
     stream.respond(headers, { endStream: true });
     // What is still on its way is not kept.
     stream.resume();
+    this.#linger();
+  }
+
+  /** A stream that the caller leaves open is ended at its deadline, or before: what was not read would be kept for ever. */
+  #linger(): void {
+    if (this.#timer && this.#timeout <= LINGER) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#expire(), LINGER);
   }
 
   /** Lets go of everything: what listens to a stream lives for long after its end. */
   #end(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
     this.#call = undefined;
     this.#context = undefined;
     this.#chunks = [];

@@ -5,7 +5,7 @@ import type { Pool } from "pg";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { Replayed, type Write } from "../../src/db/command.ts";
-import { isUnavailable } from "../../src/db/conflict.ts";
+import { isConflict, isUnavailable } from "../../src/db/conflict.ts";
 import type { Database } from "../../src/db/database.ts";
 import { Session } from "../../src/db/session.ts";
 import { Variant } from "../../src/product/product.entity.ts";
@@ -170,5 +170,33 @@ describe("a prepared statement that can't be used any more is prepared again:", 
     expect((await pool.query("select name, statement from pg_prepared_statements")).rows).toEqual([
       expect.objectContaining({ statement: "select 1" }),
     ]);
+  });
+
+  test("a name means one statement, whatever connection a proxy gives it to", async () => {
+    const statement = (text: string) => ({ name: text, text, values: [] });
+    const namesOn = async (...texts: string[]) => {
+      const { pool } = await open(url, {}, 1);
+      await Session.run(pool, (session) => session.send(texts.map(statement)));
+      const { rows } = await pool.query<{ name: string }>("select name from pg_prepared_statements order by prepare_time");
+      return rows.map(({ name }) => name);
+    };
+    const [one, other] = [await namesOn("select 1", "select 2"), await namesOn("select 2", "select 1")];
+    expect(new Set([...one, ...other]).size).toBe(4);
+    // What another process has left behind under the next name is an obstacle once.
+    const { pool } = await open(url, {}, 1);
+    await pool.query(`prepare "${one[0]}" as select 3`);
+    const answers = await Session.run(pool, async (session) => {
+      const failed = await session.send([statement("select 1")]).catch((error) => error);
+      return [isConflict(failed), await session.send([statement("select 1")])];
+    });
+    expect(answers).toEqual([true, [[[1]]]]);
+  });
+
+  test("a COMMIT that Postgres answers with a ROLLBACK is a failure", async () => {
+    const { pool } = await open(url, {}, 1);
+    await Session.run(pool, async (session) => {
+      await expect(session.send(["begin", "select 1 / 0"])).rejects.toMatchObject({ code: "22012" });
+      await expect(session.send(["commit"])).rejects.toThrow("ROLLBACK");
+    });
   });
 });

@@ -1,6 +1,6 @@
 /** Calls whose request does not come, or not as one request should: before there is anything to answer. */
 import { once } from "node:events";
-import { connect as connectHttp2, type IncomingHttpHeaders, type OutgoingHttpHeaders } from "node:http2";
+import { connect as connectHttp2, constants, type IncomingHttpHeaders, type OutgoingHttpHeaders, type Settings } from "node:http2";
 import { connect } from "node:net";
 import { deflateSync, gzipSync } from "node:zlib";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
@@ -27,8 +27,14 @@ const message = toBinary(GetUserRequestSchema, create(GetUserRequestSchema, { us
 const request = framed(message);
 
 /** A call as bytes: headers, what is sent, and whether the sender says that this was all. */
-function openStream(port: number, headers: OutgoingHttpHeaders, bytes: readonly Buffer[], end: boolean) {
-  const session = connectHttp2(`http://127.0.0.1:${port}`);
+function openStream(
+  port: number,
+  headers: OutgoingHttpHeaders,
+  bytes: readonly Buffer[],
+  end: boolean,
+  settings: Settings = {},
+) {
+  const session = connectHttp2(`http://127.0.0.1:${port}`, { settings });
   session.on("error", () => {});
   onTestFinished(() => session.destroy());
   const stream = session.request({
@@ -149,6 +155,25 @@ test("a request that does not end by its deadline is given up, and in the log", 
   expect(Number(answer["grpc-status"])).toBe(4);
   expect(reasonOf(answer)).toBe("DEADLINE_EXCEEDED");
   await expect.poll(() => server.lines).toMatchObject([{ reason: "DEADLINE_EXCEEDED" }]);
+});
+
+test("an answer that nobody reads is kept until the deadline, and no longer", async () => {
+  const server = await startServer({ users: { getUser: () => ({ user: { id: userId } }) } });
+  const unread = { initialWindowSize: 0 };
+  const { stream } = openStream(server.grpcPort, { "grpc-timeout": "500m" }, [request], true, unread);
+  await once(stream, "response");
+  expect(server.lines).toMatchObject([{ code: "OK" }]);
+  await once(stream, "close");
+  expect(stream.rstCode).toBe(constants.NGHTTP2_CANCEL);
+});
+
+test("who was refused and goes on sending is stopped at the deadline", async () => {
+  const server = await startServer();
+  const stranger = { authorization: "Bearer nonsense", "grpc-timeout": "500m" };
+  const { stream, status } = openStream(server.grpcPort, stranger, [request.subarray(0, 9)], false);
+  expect(reasonOf(await status)).toBe("TOKEN_INVALID");
+  await once(stream, "close");
+  expect(stream.rstCode).toBe(constants.NGHTTP2_CANCEL);
 });
 
 test("a caller that goes while it still sends leaves no call open", async () => {
