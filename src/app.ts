@@ -44,8 +44,8 @@ import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
 import { purgeEvents } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
 import { EventTail } from "./outbox/tail.ts";
-import { External } from "./payment/external.ts";
-import { Payment, PaymentEvent } from "./payment/payment.entity.ts";
+import { assertAllSettled, External } from "./payment/external.ts";
+import { GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
 import { SandboxGateway } from "./payment/sandbox.ts";
@@ -80,6 +80,7 @@ export const entities = [
   OrderLine,
   Payment,
   PaymentEvent,
+  GatewayRefund,
   Event,
   EventReader,
   UndeliveredEvent,
@@ -134,10 +135,11 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   started.add("database connections", () => orm.close());
   await migrate(orm);
   await assertNotRestored(orm.em.fork());
+  if (config.paymentGateway === "off") await assertAllSettled(orm.em.fork());
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
-  const external = externalOf(config, db);
+  const external = externalOf(config, db, log);
   const orders = new Orders(db, config.orderTtlMs, external !== undefined);
   const ranking = new Ranking(db);
   const jobs = startJobs(config, log, db, orders, ranking);
@@ -189,14 +191,22 @@ function routesOf(config: Config, db: Database, orders: Orders, external: Extern
 function externalOf(
   { paymentGateway, paymentTimeoutMs, currency, dataDir }: Config,
   db: Database,
+  log: Logger,
 ): External | undefined {
   if (paymentGateway === "off") return undefined;
   const gateway = new SandboxGateway(join(dataDir, "sandbox-gateway"));
-  return new External(db, { gateway, currency, timeoutMs: paymentTimeoutMs });
+  return new External(db, {
+    gateway,
+    currency,
+    timeoutMs: paymentTimeoutMs,
+    observer: {
+      unsettled: (trouble) => log.error(trouble, "the payment gateway does not settle this; it is asked again"),
+    },
+  });
 }
 
 function startReconciler(log: Logger, external: External): Job {
-  const reconcile = async () => (await external.reconcile(RECONCILE_BATCH)) === RECONCILE_BATCH;
+  const reconcile = (signal: AbortSignal) => external.reconcile(RECONCILE_BATCH, signal);
   return every(RECONCILE_INTERVAL, reconcile, jobObserverOf(log, "payment reconciler"));
 }
 

@@ -41,9 +41,15 @@ export const invariants: Readonly<Record<string, string>> = {
   "a used piece and the one order that uses it know each other": `
     select coalesce(i.id, o.issued_coupon_id)::text as id
       from (select * from issued_coupon where order_id is not null) i
-      full join (select * from shop_order where issued_coupon_id is not null and state in ('PENDING_PAYMENT', 'PAID')) o
+      full join (select *, state in ('PENDING_PAYMENT', 'PAID') as stands from shop_order where issued_coupon_id is not null) o
         on o.id = i.order_id and o.issued_coupon_id = i.id and o.user_id = i.user_id
-     where i.id is null or o.id is null`,
+     where o.id is null or (i.id is null and o.stands) or (not o.stands and i.valid_until > o.update_time)`,
+
+  "units come back of orders that were paid, and an order of which all came back is cancelled": `
+    select o.id::text from shop_order o join order_line l on l.order_id = o.id
+     group by o.id
+    having (sum(l.returned) > 0 and o.state not in ('PAID', 'CANCELLED'))
+        or (sum(l.returned) = sum(l.quantity) and o.state = 'PAID')`,
 
   "each line is of an order, and an order's subtotal is the sum of its lines, numbered from 1": `
     select coalesce(o.id, l.order_id)::text as id from shop_order o full join order_line l on l.order_id = o.id
@@ -70,8 +76,9 @@ export const invariants: Readonly<Record<string, string>> = {
   "the ranking counts the units of paid orders, in the hour of their payment": `
     select coalesce(b.variant_id, s.variant_id) || '/' || coalesce(b.hour, s.hour) as id
       from (select variant_id, hour, quantity from ranking_bucket where quantity <> 0) b
-      full join (select l.variant_id, date_trunc('hour', o.pay_time, 'UTC') as hour, sum(l.quantity) as quantity
-                   from order_line l join shop_order o on o.id = l.order_id where o.state = 'PAID' group by 1, 2) s
+      full join (select l.variant_id, date_trunc('hour', o.pay_time, 'UTC') as hour, sum(l.quantity - l.returned) as quantity
+                   from order_line l join shop_order o on o.id = l.order_id where o.state = 'PAID' group by 1, 2
+                 having sum(l.quantity - l.returned) <> 0) s
         on s.variant_id = b.variant_id and s.hour = b.hour
      where b.quantity is distinct from s.quantity`,
 
@@ -89,4 +96,4 @@ export const invariants: Readonly<Record<string, string>> = {
 /** Whether events wait to be counted by the ranking: one row when so. */
 export const RANKING_BEHIND = `
   select e.id::text from event e, event_reader p
-   where p.name = 'sales' and e.type in ('order.paid', 'order.cancelled') and (e.xid, e.id) > (p.xid, p.event_id) limit 1`;
+   where p.name = 'sales' and e.type in ('order.paid', 'order.cancelled', 'order.returned') and (e.xid, e.id) > (p.xid, p.event_id) limit 1`;

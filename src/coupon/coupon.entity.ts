@@ -110,7 +110,7 @@ const issuedSchema = defineEntity({
     /** 1 for the user's first piece of this coupon, 2 for the second: unique, so two claims at once can't both be the second. */
     ordinal: p.integer(),
     ...terms(),
-    /** The order that used it; null while it is free. */
+    /** The order that used it; null while it is free. Stays when that order is given up after `validUntil`. */
     orderId: p.uuid().strictNullable(),
     issueTime: p.datetime(),
     version: p.integer().version(),
@@ -152,9 +152,9 @@ export class IssuedCoupon extends issuedSchema.class {
     this.orderId = orderId;
   }
 
-  /** Gives it back when its order is given up. */
-  restore(): void {
-    this.orderId = null;
+  /** Gives it back when its order is given up; one that has run out meanwhile stays used. */
+  restore(now: Date): void {
+    if (now < this.validUntil) this.orderId = null;
   }
 }
 issuedSchema.setClass(IssuedCoupon);

@@ -49,15 +49,40 @@ const lineSchema = defineEntity({
     variantName: p.string().length(100),
     price: p.bigint(),
     quantity: p.integer(),
+    /** Units that have come back, of the quantity, while the order stayed PAID. */
+    returned: p.integer().default(0),
+    version: p.integer().version(),
   },
-  checks: [{ name: "order_line_quantity_check", expression: "quantity >= 1 and quantity <= 9999" }],
+  checks: [
+    { name: "order_line_quantity_check", expression: "quantity >= 1 and quantity <= 9999" },
+    { name: "order_line_returned_check", expression: "returned >= 0 and returned <= quantity" },
+  ],
 });
 
-/** Units of one variant in an order, with name and price as they were when it was placed. Never changed. */
+/** Units of one variant in an order, with name and price as they were when it was placed. */
 export class OrderLine extends lineSchema.class {
   static of(variant: Variant, quantity: number): OrderLine {
     const { id: variantId, productId, productName, name: variantName, price } = variant;
-    return Object.assign(new OrderLine(), { variantId, productId, productName, variantName, price, quantity });
+    const facts = { variantId, productId, productName, variantName, price, quantity };
+    return Object.assign(new OrderLine(), { ...facts, returned: 0 });
+  }
+
+  /** Units that the buyer has, or is to get. */
+  get kept(): number {
+    return this.quantity - this.returned;
+  }
+
+  /** The buyer gives units back. Refused with PAYMENT_NOT_REFUNDABLE when there are not so many. */
+  takeBack(quantity: number): void {
+    if (this.kept < quantity) {
+      throw new DomainError("PAYMENT_NOT_REFUNDABLE", "the buyer does not have so many units of it", {
+        order_id: this.orderId,
+        variant_id: this.variantId,
+        available: String(this.kept),
+        required: String(quantity),
+      });
+    }
+    this.returned += quantity;
   }
 
   /** In minor units. */
@@ -151,6 +176,15 @@ export class Order extends orderSchema.class {
     this.updateTime = now;
   }
 
+  /**
+   * What has been paid for the units that were returned so far, in minor units: their share of the total, rounded down, so
+   * that the shares of several returns add up to the total when nothing is left.
+   */
+  priceOfReturned(lines: readonly OrderLine[]): bigint {
+    const value = lines.reduce((sum, { price, returned }) => sum + price * BigInt(returned), 0n);
+    return this.subtotal === 0n ? 0n : (this.total * value) / this.subtotal;
+  }
+
   /** Whether its time to be paid has passed. */
   isOverdue(now: Date): boolean {
     return this.state === "PENDING_PAYMENT" && now >= this.expireTime;
@@ -177,6 +211,7 @@ export class Order extends orderSchema.class {
         variant_id: line.variantId,
         product_id: line.productId,
         quantity: line.quantity,
+        returned: line.returned,
         price: String(line.price),
       })),
     };

@@ -69,7 +69,8 @@ const states = {
 
 function toLine(line: OrderLine): MessageInitShape<typeof OrderLineSchema> {
   const { variantId, productId, productName, variantName, price, quantity, total: lineTotal } = line;
-  return { variantId, productId, productName, variantName, price, quantity, lineTotal };
+  const { returned: returnedQuantity } = line;
+  return { variantId, productId, productName, variantName, price, quantity, lineTotal, returnedQuantity };
 }
 
 function toOrder({ order, lines }: OrderWithLines): MessageInitShape<typeof OrderSchema> {

@@ -8,6 +8,7 @@ export const eventTypes = [
   "order.paid",
   "order.cancelled",
   "order.expired",
+  "order.returned",
   "payment.completed",
   "payment.failed",
   "payment.refunded",
@@ -42,7 +43,11 @@ const schema = defineEntity({
   },
   indexes: [
     { properties: ["xid", "id"] },
-    { name: "event_ranked_index", properties: ["xid", "id"], where: "type in ('order.paid', 'order.cancelled')" },
+    {
+      name: "event_ranked_index",
+      properties: ["xid", "id"],
+      where: "type in ('order.paid', 'order.cancelled', 'order.returned')",
+    },
   ],
 });
 

@@ -1,30 +1,37 @@
 /** Payments through the gateway. It is only ever asked outside of transactions; what it is asked for is committed before. */
+import type { EntityManager } from "@mikro-orm/postgresql";
 import { Replayed, type Touch, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
-import { answerWithin, type GatewayAnswer, type PaymentGateway } from "./gateway.ts";
-import { Payment } from "./payment.entity.ts";
+import { answerWithin, type GatewayAnswer, type PaymentGateway, type Unknown } from "./gateway.ts";
+import { GatewayRefund, Payment } from "./payment.entity.ts";
 import { beginExternal, finishRefund, settleExternal } from "./settlement.ts";
 
 /** Beyond the time in which the gateway may answer: then it is asked what became of the payment, in milliseconds. */
 const ASK_AGAIN_MARGIN = 5_000;
 
 /**
- * Of payments that are due, takes up to `?`: until their next try they are nobody else's. The pause doubles from a second
+ * Of pending rows that are due, takes up to `?`: until their next try they are nobody else's. The pause doubles from a second
  * up to five minutes, on top of the time (`?`, in milliseconds) that the try itself may take.
  */
-const CLAIM = `
-  update payment p
+const claim = (table: string, returning: string) => `
+  update ${table} p
      set tries = p.tries + 1,
          next_try_time = ?::timestamptz + (? + least(1000 * power(2, least(p.tries, 20)), 300000)) * interval '1 millisecond'
-    from (select order_id, id from payment
-           where state in ('PENDING', 'REFUNDING') and next_try_time <= ?
+    from (select order_id, id from ${table}
+           where state = 'PENDING' and next_try_time <= ?
            order by next_try_time limit ? for update skip locked) due
    where p.order_id = due.order_id and p.id = due.id
-  returning p.order_id, p.id, p.state, p.amount`;
+  returning p.order_id as "orderId", p.id, ${returning}`;
+const CLAIM_PAYMENTS = claim("payment", "p.tries");
+const CLAIM_REFUNDS = claim("gateway_refund", `p.tries, p.payment_id as "paymentId", p.amount`);
 
-type Due = { order_id: string; id: string; state: "PENDING" | "REFUNDING"; amount: string };
+const ASK_NOW = "update payment set next_try_time = ? where order_id = ? and id = ? and state = 'PENDING'";
+
+type DuePayment = { orderId: string; id: string; tries: number };
+type DueRefund = DuePayment & { paymentId: string; amount: string };
+type Settled = Exclude<GatewayAnswer, { outcome: "unknown" }>;
 
 export type ExternalOptions = Readonly<{
   gateway: PaymentGateway;
@@ -32,7 +39,29 @@ export type ExternalOptions = Readonly<{
   currency: string;
   /** How long the gateway may take to answer, in milliseconds. */
   timeoutMs: number;
+  /** Hears of what does not come to an end, each time that the gateway was asked. */
+  observer?: { unsettled(trouble: Trouble): void };
 }>;
+
+/** A refund that is refused, or a payment or refund about which the gateway has said nothing useful for several times. */
+export type Trouble = Readonly<{ paymentId: string; refundId?: string; tries: number; error: string }>;
+/** Up to so many times it is nothing special that the gateway does not know. */
+const PATIENCE = 5;
+
+/**
+ * Refuses to go on without a gateway while money is on its way: nobody would ever ask for it.
+ *
+ * @throws Error with one line for the operator
+ */
+export async function assertAllSettled(em: EntityManager): Promise<void> {
+  const [row] = await em.execute<{ open: number }[]>(
+    `select (select count(*) from payment where state = 'PENDING')::int
+          + (select count(*) from gateway_refund where state = 'PENDING')::int as open`,
+  );
+  if (row && row.open > 0) {
+    throw new Error(`PAYMENT_GATEWAY is off, but ${row.open} payments or refunds wait for the gateway's answer`);
+  }
+}
 
 /** The two halves of a payment, and what brings them together when something came between. */
 export class External {
@@ -64,15 +93,36 @@ export class External {
     return this.#settle(begun, answer, "PayOrder");
   }
 
-  /** Asks the gateway about up to `limit` payments that are due, and returns how many there were. Any replica may do so at any time. */
-  async reconcile(limit: number): Promise<number> {
-    const now = this.#db.now().toISOString();
-    const claim = [now, this.#options.timeoutMs, now, limit];
-    const due = await this.#db.maintain((em) => em.execute<Due[]>(CLAIM, claim));
-    const results = await Promise.allSettled(due.map((payment) => this.#ask(payment)));
+  /**
+   * Asks the gateway about up to `limit` pending payments that are due, and for as many refunds. Returns whether there may be
+   * more. Any replica may do so at any time; `signal` fires when the answers are not waited for any more.
+   */
+  async reconcile(limit: number, signal: AbortSignal): Promise<boolean> {
+    const payments = await this.#claim<DuePayment>(CLAIM_PAYMENTS, limit);
+    const refunds = await this.#claim<DueRefund>(CLAIM_REFUNDS, limit);
+    const results = await Promise.allSettled([
+      ...payments.map((payment) => this.#ask(payment, signal)),
+      ...refunds.map((refund) => this.#refund(refund, signal)),
+    ]);
     const failed = results.find((result) => result.status === "rejected");
     if (failed) throw failed.reason;
-    return due.length;
+    return payments.length === limit || refunds.length === limit;
+  }
+
+  /**
+   * What the gateway says of a payment without having been asked. `unknown`: it is asked at once. Of a payment that is
+   * unknown or settled nothing changes.
+   */
+  async hear(id: string, answer: GatewayAnswer): Promise<void> {
+    const payment = await this.#db.find(Payment, { id });
+    if (payment?.state !== "PENDING") return;
+    if (answer.outcome !== "unknown") await this.#apply(payment, answer, "the gateway's message");
+    else await this.#db.maintain((em) => em.execute(ASK_NOW, [this.#db.now().toISOString(), payment.orderId, id]));
+  }
+
+  #claim<D>(sql: string, limit: number): Promise<D[]> {
+    const now = this.#db.now().toISOString();
+    return this.#db.maintain((em) => em.execute<D[]>(sql, [now, this.#options.timeoutMs, now, limit]));
   }
 
   /** What is stored as the answer is the id of the payment: its state is looked up when the request comes again. */
@@ -101,36 +151,42 @@ export class External {
   /** @throws DomainError PAYMENT_DECLINED */
   async #settle(payment: Payment, answer: GatewayAnswer, cause: string): Promise<Payment> {
     if (answer.outcome === "unknown") return payment;
-    const settled = await this.#apply(payment, answer, cause);
+    // What can't be stored now stays pending, and the caller must hear nothing else: the money may have moved.
+    const settled = await this.#apply(payment, answer, cause).catch(() => payment);
     if (settled.state === "FAILED") throw settled.declined;
     return settled;
   }
 
-  #apply(
-    { orderId, id }: { orderId: string; id: string },
-    answer: Exclude<GatewayAnswer, { outcome: "unknown" }>,
-    cause: string,
-  ): Promise<Payment> {
+  #apply({ orderId, id }: { orderId: string; id: string }, answer: Settled, cause: string): Promise<Payment> {
     return this.#db.apply({
       touches: touchesOf(orderId),
       decide: (tx) => settleExternal(tx, { orderId, id }, answer, cause),
     });
   }
 
-  async #ask({ order_id: orderId, id, state, amount }: Due): Promise<void> {
+  async #ask({ orderId, id, tries }: DuePayment, stop: AbortSignal): Promise<void> {
     const { gateway, timeoutMs } = this.#options;
-    if (state === "PENDING") {
-      const answer = await answerWithin(timeoutMs, (signal) => gateway.retrieve(id, signal));
-      if (answer.outcome !== "unknown") await this.#apply({ orderId, id }, answer, "the gateway, asked again");
-      return;
-    }
-    const refund = { refundKey: `${id}-refund`, key: id, amount: BigInt(amount) };
-    const answer = await answerWithin(timeoutMs, (signal) => gateway.refund(refund, signal));
-    if (answer.outcome === "unknown") return;
-    await this.#db.apply({
-      touches: touchesOf(orderId),
-      decide: (tx) => finishRefund(tx, { orderId, id }, answer.reference),
-    });
+    const answer = await answerWithin(timeoutMs, (signal) => gateway.retrieve(id, signal), stop);
+    if (answer.outcome !== "unknown") await this.#apply({ orderId, id }, answer, "the gateway, asked again");
+    else if (!stop.aborted) this.#note({ paymentId: id, tries }, answer);
+  }
+
+  async #refund({ orderId, id, paymentId, amount, tries }: DueRefund, stop: AbortSignal): Promise<void> {
+    const { gateway, timeoutMs } = this.#options;
+    const refund = { refundKey: `${id}-refund`, key: paymentId, amount: BigInt(amount) };
+    const answer = await answerWithin(timeoutMs, (signal) => gateway.refund(refund, signal), stop);
+    if (answer.outcome === "refunded") {
+      await this.#db.apply({
+        touches: [touch(GatewayRefund, { orderId, id }), touch(Payment, { orderId })],
+        decide: (tx) => finishRefund(tx, { orderId, id }, answer.reference),
+      });
+    } else if (!stop.aborted) this.#note({ paymentId, refundId: id, tries }, answer);
+  }
+
+  #note(trouble: Omit<Trouble, "error">, answer: Unknown | { outcome: "refused"; code: string }): void {
+    if (answer.outcome === "unknown" && trouble.tries < PATIENCE) return;
+    const error = answer.outcome === "refused" ? `refused: ${answer.code}` : (answer.error ?? "no answer");
+    this.#options.observer?.unsettled({ ...trouble, error });
   }
 }
 

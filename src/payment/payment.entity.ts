@@ -8,6 +8,9 @@ export type PaymentMethod = (typeof paymentMethods)[number];
 export const paymentStates = ["PENDING", "COMPLETED", "FAILED", "REFUNDED", "REFUNDING"] as const;
 export type PaymentState = (typeof paymentStates)[number];
 
+/** Characters that are kept of what a gateway calls a charge or refund. */
+const MAX_REFERENCE = 255;
+
 const paymentSchema = defineEntity({
   name: "Payment",
   tableName: "payment",
@@ -18,12 +21,15 @@ const paymentSchema = defineEntity({
     method: p.enum(paymentMethods),
     state: p.enum(paymentStates),
     amount: p.bigint(),
+    /** Given back. */
     refundedAmount: p.bigint(),
+    /** On its way back, by the gateway. */
+    refundingAmount: p.bigint().defaultRaw("0"),
     /** Changes so far, which is the seq of the last event. */
     events: p.integer(),
-    /** How often the gateway was asked since the state was reached, without an answer that settles it. */
+    /** How often the gateway was asked what has become of it. */
     tries: p.integer().default(0),
-    /** When the gateway is asked next; null when there is nothing to ask. */
+    /** When the gateway is asked next; null unless PENDING. */
     nextTryTime: p.datetime().strictNullable(),
     createTime: p.datetime(),
     updateTime: p.datetime(),
@@ -31,7 +37,7 @@ const paymentSchema = defineEntity({
   },
   indexes: [
     { properties: ["id"] },
-    { name: "payment_unsettled_index", properties: ["nextTryTime"], where: "state in ('PENDING', 'REFUNDING')" },
+    { name: "payment_pending_index", properties: ["nextTryTime"], where: "state = 'PENDING'" },
   ],
   uniques: [
     // An order is paid at most once, whatever else fails.
@@ -40,7 +46,11 @@ const paymentSchema = defineEntity({
     { name: "payment_pending_once", properties: ["orderId"], where: "state = 'PENDING'" },
   ],
   checks: [
-    { name: "payment_amount_check", expression: "amount >= 0 and refunded_amount >= 0 and refunded_amount <= amount" },
+    {
+      name: "payment_amount_check",
+      expression: "refunded_amount >= 0 and refunding_amount >= 0 and refunded_amount + refunding_amount <= amount",
+    },
+    { name: "payment_refunding_check", expression: "state <> 'REFUNDING' or refunding_amount > 0" },
   ],
 });
 
@@ -54,7 +64,7 @@ const eventSchema = defineEntity({
     state: p.enum(paymentStates),
     amount: p.bigint(),
     cause: p.string().length(200),
-    gatewayReference: p.string().length(255).strictNullable(),
+    gatewayReference: p.string().length(MAX_REFERENCE).strictNullable(),
     createTime: p.datetime(),
   },
 });
@@ -85,7 +95,17 @@ export class Payment extends paymentSchema.class {
 
   private static of(id: string, order: Order, method: PaymentMethod, now: Date): Payment {
     const { id: orderId, userId, total: amount } = order;
-    const values = { orderId, id, userId, method, amount, refundedAmount: 0n, events: 0, createTime: now };
+    const values = {
+      orderId,
+      id,
+      userId,
+      method,
+      amount,
+      refundedAmount: 0n,
+      refundingAmount: 0n,
+      events: 0,
+      createTime: now,
+    };
     return Object.assign(new Payment(), values);
   }
 
@@ -108,6 +128,22 @@ export class Payment extends paymentSchema.class {
     });
   }
 
+  /** What may still be given back, in minor units: what was neither given back, nor is on its way. */
+  get refundable(): bigint {
+    return this.amount - this.refundedAmount - this.refundingAmount;
+  }
+
+  /** Refuses with PAYMENT_NOT_REFUNDABLE a payment that does not hold its order's money, or so much of it. */
+  assertRefundable(amount = 0n): void {
+    if (this.state === "COMPLETED" && this.refundable >= amount) return;
+    throw new DomainError("PAYMENT_NOT_REFUNDABLE", "the payment does not hold that money", {
+      payment_id: this.id,
+      state: this.state,
+      available: String(this.state === "COMPLETED" ? this.refundable : 0n),
+      required: String(amount),
+    });
+  }
+
   /** PENDING -> COMPLETED, FAILED or REFUNDING (approved too late: the money is there, and goes back). */
   settle(
     state: "COMPLETED" | "FAILED" | "REFUNDING",
@@ -115,36 +151,31 @@ export class Payment extends paymentSchema.class {
     reference: string | null,
     now: Date,
   ): PaymentEvent {
+    if (state === "REFUNDING") this.refundingAmount = this.amount;
     return this.reach(state, state === "FAILED" ? 0n : this.amount, cause, now, reference);
   }
 
-  /** COMPLETED -> REFUNDING: the gateway is to give all of the money back. */
-  startRefund(cause: string, now: Date): PaymentEvent {
-    this.assertRefundable();
-    return this.reach("REFUNDING", 0n, cause, now);
+  /** Money goes back at once. `ends`: its order is given up, the payment is REFUNDED when nothing else is on its way. */
+  refund(amount: bigint, cause: string, now: Date, ends: boolean): PaymentEvent {
+    this.assertRefundable(amount);
+    this.refundedAmount += amount;
+    const ended = this.refundingAmount > 0n ? "REFUNDING" : "REFUNDED";
+    return this.reach(ends ? ended : "COMPLETED", -amount, cause, now);
   }
 
-  /** REFUNDING -> REFUNDED: the gateway has done it. */
-  finishRefund(cause: string, reference: string | null, now: Date): PaymentEvent {
-    this.refundedAmount = this.amount;
-    return this.reach("REFUNDED", -this.amount, cause, now, reference);
+  /** The gateway is to give money back. `ends`: its order is given up, the payment is REFUNDING. */
+  startRefund(amount: bigint, cause: string, now: Date, ends: boolean): PaymentEvent {
+    this.assertRefundable(amount);
+    this.refundingAmount += amount;
+    return this.reach(ends ? "REFUNDING" : "COMPLETED", 0n, cause, now);
   }
 
-  /** Refuses with PAYMENT_NOT_REFUNDABLE a payment that holds no money. */
-  assertRefundable(): void {
-    if (this.state !== "COMPLETED") {
-      throw new DomainError("PAYMENT_NOT_REFUNDABLE", "the payment holds no money to give back", {
-        payment_id: this.id,
-        state: this.state,
-      });
-    }
-  }
-
-  /** COMPLETED -> REFUNDED, with all of its money. */
-  refund(cause: string, now: Date): PaymentEvent {
-    this.assertRefundable();
-    this.refundedAmount = this.amount;
-    return this.reach("REFUNDED", -this.amount, cause, now);
+  /** The gateway has given money back. REFUNDING -> REFUNDED when nothing else is on its way. */
+  finishRefund(amount: bigint, cause: string, reference: string, now: Date): PaymentEvent {
+    this.refundingAmount -= amount;
+    this.refundedAmount += amount;
+    const ended = this.state === "REFUNDING" && this.refundingAmount === 0n;
+    return this.reach(ended ? "REFUNDED" : this.state, -amount, cause, now, reference);
   }
 
   /** The payment for those who hear of it in events: plain JSON, amounts as decimal strings. */
@@ -168,13 +199,58 @@ export class Payment extends paymentSchema.class {
     gatewayReference: string | null = null,
   ): PaymentEvent {
     this.state = state;
-    this.tries = 0;
-    this.nextTryTime = state === "REFUNDING" ? now : null;
+    this.nextTryTime = null;
     this.updateTime = now;
     this.events += 1;
     const { orderId, id: paymentId, events: seq } = this;
-    const change = { orderId, paymentId, seq, state, amount, cause, gatewayReference, createTime: now };
+    const reference = gatewayReference?.slice(0, MAX_REFERENCE) ?? null;
+    const change = { orderId, paymentId, seq, state, amount, cause, gatewayReference: reference, createTime: now };
     return Object.assign(new PaymentEvent(), change);
   }
 }
 paymentSchema.setClass(Payment);
+
+const refundStates = ["PENDING", "COMPLETED"] as const;
+
+const refundSchema = defineEntity({
+  name: "GatewayRefund",
+  tableName: "gateway_refund",
+  properties: {
+    orderId: p.uuid().primary(),
+    id: p.uuid().primary(),
+    paymentId: p.uuid(),
+    /** Of the payment, in minor units. */
+    amount: p.bigint(),
+    state: p.enum(refundStates),
+    /** How often the gateway was asked. */
+    tries: p.integer().default(0),
+    /** When the gateway is asked next; null when it has done it. */
+    nextTryTime: p.datetime().strictNullable(),
+    createTime: p.datetime(),
+    version: p.integer().version(),
+  },
+  indexes: [{ name: "gateway_refund_pending_index", properties: ["nextTryTime"], where: "state = 'PENDING'" }],
+  checks: [
+    { name: "gateway_refund_amount_check", expression: "amount > 0" },
+    { name: "gateway_refund_try_check", expression: "(state = 'PENDING') = (next_try_time is not null)" },
+  ],
+});
+
+/** Money that the gateway is to give back: asked for until it has done it, always by the same key. */
+export class GatewayRefund extends refundSchema.class {
+  static notFound(key: { id: string }): DomainError {
+    return new DomainError("INTERNAL", "there is no such refund", { refund_id: key.id });
+  }
+
+  static of(id: string, { orderId, id: paymentId }: Payment, amount: bigint, now: Date): GatewayRefund {
+    const values = { orderId, id, paymentId, amount, nextTryTime: now, createTime: now };
+    return Object.assign(new GatewayRefund(), { ...values, state: "PENDING" as const });
+  }
+
+  /** PENDING -> COMPLETED. */
+  complete(): void {
+    this.state = "COMPLETED";
+    this.nextTryTime = null;
+  }
+}
+refundSchema.setClass(GatewayRefund);

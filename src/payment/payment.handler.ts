@@ -17,8 +17,8 @@ export function paymentHandler(payments: Payments): ServiceImpl<typeof PaymentSe
     ),
     refundPayment: write(
       method.refundPayment,
-      (request, call) => payments.refund(call, request),
-      (payment) => ({ payment: toPayment(payment) }),
+      ({ lines: units, ...request }, call) => payments.refund(call, { ...request, units }),
+      ({ payment, amount: refundAmount }) => ({ payment: toPayment(payment), refundAmount }),
     ),
     async getPayment({ userId, paymentId }) {
       return { payment: toPayment(await payments.get(userId, paymentId)) };

@@ -26,7 +26,7 @@ export function toPaymentState(state: PaymentState): State {
 
 /** A payment as callers see it. */
 export function toPayment(payment: Payment): MessageInitShape<typeof PaymentSchema> {
-  const { id, orderId, userId, amount, refundedAmount } = payment;
+  const { id, orderId, userId, amount, refundedAmount, refundingAmount } = payment;
   return {
     id,
     orderId,
@@ -35,6 +35,7 @@ export function toPayment(payment: Payment): MessageInitShape<typeof PaymentSche
     state: states[payment.state],
     amount,
     refundedAmount,
+    refundingAmount,
     createTime: timestampFromDate(payment.createTime),
     updateTime: timestampFromDate(payment.updateTime),
   };

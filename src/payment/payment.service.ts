@@ -5,7 +5,18 @@ import { bySeq, type Page, type PageRequest, pageOf } from "../db/page.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
 import type { External } from "./external.ts";
 import { Payment, PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
-import { assertServed, cancel, payFromWallet, touchesToGiveUp } from "./settlement.ts";
+import {
+  assertServed,
+  cancel,
+  payFromWallet,
+  refundAmount,
+  returnUnits,
+  touchesToGiveUp,
+  type Units,
+} from "./settlement.ts";
+
+/** What to give back of a payment: `amount` in minor units when it is positive, `units` when there are some, else all. */
+export type Refund = Readonly<{ userId: string; paymentId: string; amount?: bigint; units?: readonly Units[] }>;
 
 /** Paying orders and giving the money back. */
 export class Payments {
@@ -51,12 +62,13 @@ export class Payments {
   }
 
   /**
-   * Gives the whole payment back and cancels its order; stock and coupon come back too.
+   * Gives money of a paid order back: an amount, and nothing else changes; or the share of some units, which come back too;
+   * or all that is left, and the order is cancelled. Answers how much this is, too.
    *
-   * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE
+   * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE, VARIANT_NOT_FOUND for one that is not in the order
    */
-  refund(call: Write, input: { userId: string; paymentId: string }): Promise<Payment> {
-    const { userId, paymentId } = input;
+  refund(call: Write, input: Refund): Promise<{ payment: Payment; amount: bigint }> {
+    const { userId, paymentId, amount = 0n, units = [] } = input;
     // A payment never changes its order, so what the plan reads holds in the transaction too.
     let orderId: string | undefined;
     return this.#db.write(call, {
@@ -71,8 +83,12 @@ export class Payments {
         const payment = tx.list(Payment, { orderId }).find(({ id }) => id === paymentId);
         if (!payment) throw Payment.notFound({ id: paymentId });
         payment.assertRefundable();
-        cancel(tx, tx.get(Order, { id: orderId }), "RefundPayment");
-        return payment;
+        const before = payment.refundable;
+        const order = tx.get(Order, { id: orderId });
+        if (amount > 0n) refundAmount(tx, payment, amount, "RefundPayment");
+        else if (units.length > 0) returnUnits(tx, order, payment, units, "RefundPayment");
+        else cancel(tx, order, "RefundPayment");
+        return { payment, amount: before - payment.refundable };
       },
     });
   }

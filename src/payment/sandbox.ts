@@ -8,20 +8,23 @@ import type { Charge, GatewayAnswer, PaymentGateway, RefundAnswer } from "./gate
 /** How long the token `late` keeps its caller waiting, in milliseconds. */
 const LATE_MS = 3_000;
 
-/** One entry of the books: a charge, by its key, or a refund of it. Amounts are decimal strings. */
+/** One entry of the books: a charge, or a refund of the charge `key`, each by an `id`. Amounts are decimal strings. */
 export type SandboxEntry = Readonly<{
   kind: "charge" | "refund";
+  id: string;
   key: string;
   amount: string;
   approved: boolean;
+  /** Of a charge whose money is never given back. */
+  final?: boolean;
   reference: string;
 }>;
 
 /**
  * By its token a charge is approved (any other word), refused (`decline`), never answered and never made (`hang`), made and
- * never answered (`hang-approved`), approved after three seconds (`late`), or fails with a connection error after it was
- * made (`reset`). The books are files in `directory`, one an entry: they survive a restart and a crash, and processes that
- * share the directory share them.
+ * never answered (`hang-approved`), approved after three seconds (`late`), fails with a connection error before it is made
+ * (`unreachable`) or after (`reset`), or is approved and never given back (`no-refund`). The books are files in `directory`, a
+ * folder for each charge: they survive a restart and a crash, and processes that share the directory share them.
  */
 export class SandboxGateway implements PaymentGateway {
   readonly #directory: string;
@@ -32,55 +35,66 @@ export class SandboxGateway implements PaymentGateway {
 
   async charge({ key, amount, token }: Charge, signal: AbortSignal): Promise<GatewayAnswer> {
     if (token === "hang") return hang(signal);
+    if (token === "unreachable") throw new Error("the sandbox can't be reached");
     if (token === "late") await delay(LATE_MS);
-    const entry = await this.#enter("charge", key, { key, amount: String(amount), approved: token !== "decline" });
+    const entry = await this.#charge(key, amount, token !== "decline", token === "no-refund");
     if (token === "hang-approved") return hang(signal);
     if (token === "reset") throw new Error("the sandbox has dropped the connection");
     return answerOf(entry);
   }
 
   async retrieve(key: string): Promise<GatewayAnswer> {
-    return answerOf(await this.#enter("charge", key, { key, amount: "0", approved: false }));
+    return answerOf(await this.#charge(key, 0n, false));
   }
 
   async refund({ refundKey, key, amount }: { refundKey: string; key: string; amount: bigint }): Promise<RefundAnswer> {
-    const entries = await this.entries();
-    const charged = entries.find((entry) => entry.kind === "charge" && entry.key === key && entry.approved);
-    if (!charged || amount > BigInt(charged.amount)) throw new Error("the sandbox holds no such money");
-    const { reference } = await this.#enter("refund", refundKey, { key, amount: String(amount), approved: true });
-    return { outcome: "refunded", reference };
+    const name = `refund-${refundKey}.json`;
+    const entries = (await this.#entriesOf(key)).filter(({ approved }) => approved);
+    const made = entries.find(({ id }) => id === refundKey);
+    if (made) return { outcome: "refunded", reference: made.reference };
+    if (entries.some(({ final }) => final)) return { outcome: "refused", code: "refund_not_allowed" };
+    const held = entries.reduce((sum, entry) => sum + BigInt(entry.amount) * (entry.kind === "charge" ? 1n : -1n), 0n);
+    if (amount > held) return { outcome: "refused", code: "no_such_money" };
+    const entry = { kind: "refund", id: refundKey, key, amount: String(amount), approved: true } as const;
+    return { outcome: "refunded", reference: (await this.#enter(name, entry)).reference };
   }
 
   /** Everything in the books, in no order. */
   async entries(): Promise<SandboxEntry[]> {
     await mkdir(this.#directory, { recursive: true });
-    const names = (await readdir(this.#directory)).filter((name) => name.endsWith(".json"));
-    return Promise.all(names.map((name) => this.#read(name)));
+    const all: SandboxEntry[] = [];
+    for (const key of await readdir(this.#directory)) all.push(...(await this.#entriesOf(key)));
+    return all;
   }
 
-  /** The entry under that key: the new one, or the one that was there first. */
-  async #enter(
-    kind: SandboxEntry["kind"],
-    key: string,
-    entry: Omit<SandboxEntry, "kind" | "reference">,
-  ): Promise<SandboxEntry> {
-    await mkdir(this.#directory, { recursive: true });
-    const name = `${kind}-${key}.json`;
-    const draft = join(this.#directory, `${randomUUIDv7()}.draft`);
-    await writeFile(draft, JSON.stringify({ kind, ...entry, reference: `sandbox_${randomUUIDv7()}` }));
+  #charge(key: string, amount: bigint, approved: boolean, final = false): Promise<SandboxEntry> {
+    return this.#enter("charge.json", { kind: "charge", id: key, key, amount: String(amount), approved, final });
+  }
+
+  async #entriesOf(key: string): Promise<SandboxEntry[]> {
+    const names = await readdir(join(this.#directory, key)).catch(() => []);
+    return Promise.all(names.filter((name) => name.endsWith(".json")).map((name) => this.#read(key, name)));
+  }
+
+  /** The entry of that name: the new one, or the one that was there first. */
+  async #enter(name: string, entry: Omit<SandboxEntry, "reference">): Promise<SandboxEntry> {
+    const directory = join(this.#directory, entry.key);
+    await mkdir(directory, { recursive: true });
+    const draft = join(directory, `${randomUUIDv7()}.draft`);
+    await writeFile(draft, JSON.stringify({ ...entry, reference: `sandbox_${randomUUIDv7()}` }), { flush: true });
     try {
       // A link appears as a whole or not at all, and never in the place of another: whoever is second finds the first.
-      await link(draft, join(this.#directory, name));
+      await link(draft, join(directory, name));
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     } finally {
       await unlink(draft);
     }
-    return this.#read(name);
+    return this.#read(entry.key, name);
   }
 
-  async #read(name: string): Promise<SandboxEntry> {
-    return JSON.parse(await readFile(join(this.#directory, name), "utf8"));
+  async #read(key: string, name: string): Promise<SandboxEntry> {
+    return JSON.parse(await readFile(join(this.#directory, key, name), "utf8"));
   }
 }
 

@@ -8,7 +8,10 @@ import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
 import { Event } from "../outbox/event.entity.ts";
 import { Variant } from "../product/product.entity.ts";
-import { Payment, type PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
+import { GatewayRefund, Payment, type PaymentEvent, type PaymentMethod } from "./payment.entity.ts";
+
+/** Units of one variant. */
+export type Units = Readonly<{ variantId: string; quantity: number }>;
 
 /** Refuses with METHOD_NOT_SERVED a method that this service can't carry out: EXTERNAL where there is no gateway. */
 export function assertServed(method: PaymentMethod, hasGateway: boolean): void {
@@ -77,16 +80,19 @@ export function settleExternal(
   } else {
     // Expired or cancelled meanwhile: its stock may be sold already.
     tx.add(payment.settle("REFUNDING", `${cause}: too late`, answer.reference, tx.now));
+    tx.add(GatewayRefund.of(randomUUIDv7(), payment, payment.amount, tx.now));
   }
   return payment;
 }
 
-/** The gateway has given the money of a payment back. */
+/** The gateway has done a refund; one that was done already changes nothing. */
 export function finishRefund(tx: Tx, key: { orderId: string; id: string }, reference: string): void {
-  const payment = paymentOf(tx, key);
-  if (payment.state !== "REFUNDING") return;
-  tx.add(payment.finishRefund("the gateway's answer", reference, tx.now));
-  tx.add(Event.of("payment.refunded", payment.id, payment.describe(), tx.now));
+  const refund = tx.get(GatewayRefund, key);
+  if (refund.state !== "PENDING") return;
+  refund.complete();
+  const payment = paymentOf(tx, { orderId: key.orderId, id: refund.paymentId });
+  tx.add(payment.finishRefund(refund.amount, "the gateway's answer", reference, tx.now));
+  tx.add(refunded(payment, refund.amount, tx.now));
 }
 
 /** What has to be at hand to give an order up. Empty lists when there is no such order: the decision refuses then. */
@@ -109,8 +115,41 @@ export function cancel(tx: Tx, order: Order, cause: string): void {
   const payment = tx.list(Payment, { orderId: order.id }).find(({ state }) => state === "COMPLETED");
   order.cancel(tx.now);
   giveBack(tx, order, lines);
-  if (payment) refund(tx, payment, cause);
+  if (payment) refundMoney(tx, payment, payment.refundable, cause, true);
   tx.add(Event.of("order.cancelled", order.id, order.describe(lines), tx.now));
+}
+
+/** Gives money of a paid order back; the buyer keeps the goods. @throws DomainError PAYMENT_NOT_REFUNDABLE */
+export function refundAmount(tx: Tx, payment: Payment, amount: bigint, cause: string): void {
+  payment.assertRefundable(amount);
+  refundMoney(tx, payment, amount, cause, false);
+}
+
+/**
+ * Takes units of a paid order back, and gives their share of what was paid for it back, or what is left of that. With the
+ * last unit the order is cancelled.
+ *
+ * @throws DomainError VARIANT_NOT_FOUND for one that is not in the order, PAYMENT_NOT_REFUNDABLE
+ */
+export function returnUnits(tx: Tx, order: Order, payment: Payment, units: readonly Units[], cause: string): void {
+  const lines = tx.list(OrderLine, { orderId: order.id });
+  const before = order.priceOfReturned(lines);
+  const returned = units.map(({ variantId, quantity }) => {
+    const line = lines.find((one) => one.variantId === variantId);
+    if (!line) throw Variant.notFound({ id: variantId });
+    line.takeBack(quantity);
+    tx.get(Variant, { id: variantId }).restore(quantity);
+    return { variant_id: variantId, product_id: line.productId, quantity };
+  });
+  const facts = { ...order.describe(lines), returned_lines: returned };
+  tx.add(Event.of("order.returned", order.id, facts, tx.now));
+  if (lines.every(({ kept }) => kept === 0)) {
+    cancel(tx, order, cause);
+  } else {
+    const share = order.priceOfReturned(lines) - before;
+    const isLeft = share <= payment.refundable;
+    refundMoney(tx, payment, isLeft ? share : payment.refundable, cause, false);
+  }
 }
 
 /** Expires an order that nobody has paid in time; one that is not overdue (any more) stays as it is. */
@@ -124,21 +163,27 @@ export function expire(tx: Tx, order: Order): boolean {
 }
 
 function giveBack(tx: Tx, order: Order, lines: readonly OrderLine[]): void {
-  for (const line of lines) tx.get(Variant, { id: line.variantId }).restore(line.quantity);
+  for (const line of lines) tx.get(Variant, { id: line.variantId }).restore(line.kept);
   const { userId, issuedCouponId: id } = order;
-  if (id !== null) tx.get(IssuedCoupon, { userId, id }).restore();
+  if (id !== null) tx.get(IssuedCoupon, { userId, id }).restore(tx.now);
 }
 
-function refund(tx: Tx, payment: Payment, cause: string): void {
-  if (payment.method === "EXTERNAL" && payment.amount > 0n) {
+/** `ends`: the order is given up, and no money of the payment is to stay. */
+function refundMoney(tx: Tx, payment: Payment, amount: bigint, cause: string, ends: boolean): void {
+  if (payment.method === "EXTERNAL" && amount > 0n) {
     // Only recorded here: the gateway is asked outside of the transaction, until it has done it.
-    tx.add(payment.startRefund(cause, tx.now));
+    tx.add(payment.startRefund(amount, cause, tx.now, ends));
+    tx.add(GatewayRefund.of(randomUUIDv7(), payment, amount, tx.now));
     return;
   }
-  tx.add(payment.refund(cause, tx.now));
-  const { userId, amount } = payment;
+  tx.add(payment.refund(amount, cause, tx.now, ends));
+  const { userId } = payment;
   if (amount > 0n) tx.add(tx.get(Wallet, { userId }).refund(amount, payment.id, tx.now));
-  tx.add(Event.of("payment.refunded", payment.id, payment.describe(), tx.now));
+  if (amount > 0n || payment.state === "REFUNDED") tx.add(refunded(payment, amount, tx.now));
+}
+
+function refunded(payment: Payment, amount: bigint, now: Date): Event {
+  return Event.of("payment.refunded", payment.id, { ...payment.describe(), refund_amount: String(amount) }, now);
 }
 
 /** One of the payments of an order; all of them are what is touched. */

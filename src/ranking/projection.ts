@@ -12,14 +12,14 @@ export const CHANNEL = "doorbuster_ranking";
 const BUCKETS_KEPT_DAYS = 31;
 
 /** The events that the ranking is made of; there is an index of them alone. */
-export const rankedTypes = ["order.paid", "order.cancelled"] as const satisfies readonly EventType[];
+export const rankedTypes = ["order.paid", "order.cancelled", "order.returned"] as const satisfies readonly EventType[];
 export const RANKED = `e.type in (${rankedTypes.map((type) => `'${type}'`).join(", ")})`;
 
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
- * it), adds their units to the buckets of the hours in which they were paid, and moves the position. A cancelled order
- * that had been paid is counted back in the hour of its payment. `only`: of the events `e` only those that it holds for;
- * `also`: what else becomes of what was `sold`.
+ * it), adds their units to the buckets of the hours in which they were paid, and moves the position. Units that were
+ * returned, and those that a cancelled order still had, are counted back in the hour of its payment. `only`: of the events
+ * `e` only those that it holds for; `also`: what else becomes of what was `sold`.
  */
 export const projection = (reader: string, buckets: string, { only = "true", also = "" } = {}) => `
   with position as (
@@ -33,9 +33,11 @@ export const projection = (reader: string, buckets: string, { only = "true", als
   ), sold as (
     select line.variant_id, line.product_id,
            date_trunc('hour', (batch.payload ->> 'pay_time')::timestamptz, 'UTC') as hour,
-           sum(case batch.type when 'order.paid' then line.quantity else -line.quantity end) as quantity
+           sum(case batch.type when 'order.paid' then line.quantity
+                               else coalesce(line.returned, 0) - line.quantity end) as quantity
       from batch,
-           jsonb_to_recordset(batch.payload -> 'lines') as line (variant_id uuid, product_id uuid, quantity bigint)
+           jsonb_to_recordset(batch.payload -> case batch.type when 'order.returned' then 'returned_lines' else 'lines' end)
+             as line (variant_id uuid, product_id uuid, quantity bigint, returned bigint)
      where batch.type = 'order.paid' or batch.payload ->> 'pay_time' is not null
      group by 1, 2, 3
   ), counted as (

@@ -85,7 +85,7 @@ test("BALANCE_LIMIT_EXCEEDED says what the wallet holds and may hold; a refund i
   await call(payments.refundPayment, { requestId: fresh(), userId, paymentId });
   const { balance } = await call(BalanceService.method.getBalance, { userId });
   expect(balance?.amount).toBe(MAX_BALANCE + 1_000n);
-  const facts = { metadata: { payment_id: paymentId, state: "REFUNDED" } };
+  const facts = { metadata: { payment_id: paymentId, state: "REFUNDED", available: "0", required: "0" } };
   await refused(payments.refundPayment, { userId, paymentId }, "PAYMENT_NOT_REFUNDABLE", facts);
   const order = { metadata: { order_id: orderId, state: "CANCELLED" } };
   await refused(orders.cancelOrder, { userId, orderId }, "ORDER_NOT_CANCELLABLE", order);

@@ -233,9 +233,17 @@ export const rules: readonly Rule[] = [
   }),
   rule(payments.refundPayment, {
     roles: ["service"],
-    good: async (shop) => ({ requestId: fresh(), ...(await shop.paid()) }),
+    good: async (shop) => {
+      const { variantId, ...paid } = await shop.paid();
+      return { requestId: fresh(), ...paid, lines: [{ variantId, quantity: 1 }] };
+    },
     unknown: { user_id: "PAYMENT_NOT_FOUND" },
     foreign: "PAYMENT_NOT_FOUND",
+    wrong: {
+      "amount and lines": [{ amount: 1n }, [""]],
+      "a variant twice": [(request) => void request.lines.push({ ...request.lines[0] } as never), [""]],
+      "amount: largest": [{ amount: MAX_INT64, lines: [] }, "PAYMENT_NOT_REFUNDABLE"],
+    },
   }),
   rule(payments.getPayment, {
     roles: buyers,

@@ -28,6 +28,7 @@ async function fill(): Promise<void> {
   await replica.ranking.top({ days: 3, byVariant: false, limit: 5 });
   await replica.ranking.project();
   await rankingCaughtUp(database, () => replica.ranking.project());
+  await database.query("insert into gateway_refund select order_id, id, id, 1, 'PENDING', 0, now(), now() from payment");
   await database.query(
     "insert into event_undelivered select aggregateid, id, aggregatetype, xid, 1, now(), false, '' from event limit 1 on conflict do nothing",
   );
@@ -52,9 +53,14 @@ const checks: Record<string, string> = {
   shop_order_total_check: "update shop_order set total = total + 1",
   shop_order_state_check: "update shop_order set state = 'LOST'",
   order_line_quantity_check: "update order_line set quantity = 0",
+  order_line_returned_check: "update order_line set returned = quantity + 1",
   payment_amount_check: "update payment set refunded_amount = amount + 1",
+  payment_refunding_check: "update payment set state = 'REFUNDING'",
   payment_method_check: "update payment set method = 'CASH'",
   payment_state_check: "update payment set state = 'LOST'",
+  gateway_refund_amount_check: "update gateway_refund set amount = 0",
+  gateway_refund_state_check: "update gateway_refund set state = 'LOST', next_try_time = null",
+  gateway_refund_try_check: "update gateway_refund set next_try_time = null",
   payment_event_state_check: "update payment_event set state = 'LOST'",
   variant_stock_check: "update variant set stock = -1",
   variant_price_check: "update variant set price = -1",
@@ -86,6 +92,7 @@ const uniques: Record<string, string> = {
     select r.* from payment p, (values ('${randomUUID()}'), ('${randomUUID()}')) ids (id),
            jsonb_populate_record(p, jsonb_build_object('id', ids.id, 'state', 'PENDING')) r`,
   payment_event_pkey: again("payment_event"),
+  gateway_refund_pkey: again("gateway_refund"),
   event_pkey: again("event"),
   idempotency_pkey: again("idempotency"),
   ranking_bucket_pkey: again("ranking_bucket"),

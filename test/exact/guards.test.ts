@@ -2,6 +2,7 @@
  * Guards against lost updates, each alone: another transaction has written a row and not yet committed when a unit of
  * work that has read the older row wants to write it. Signals are the waits that Postgres reports, never time.
  */
+import { randomUUIDv7 } from "node:crypto";
 import { IsolationLevel } from "@mikro-orm/core";
 import type { Pool } from "pg";
 import { beforeAll, describe, expect, test } from "vitest";
@@ -10,8 +11,8 @@ import { Cart, CartItem } from "../../src/cart/cart.entity.ts";
 import { Coupon, IssuedCoupon } from "../../src/coupon/coupon.entity.ts";
 import { type Key, Replayed, type RowClass, touch } from "../../src/db/command.ts";
 import { isConflict } from "../../src/db/conflict.ts";
-import { Order } from "../../src/order/order.entity.ts";
-import { Payment } from "../../src/payment/payment.entity.ts";
+import { Order, OrderLine } from "../../src/order/order.entity.ts";
+import { GatewayRefund, Payment } from "../../src/payment/payment.entity.ts";
 import { Product, Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
@@ -97,6 +98,8 @@ async function versioned(): Promise<{ entity: RowClass<object>; key: Key<object>
   const { id } = await replica.coupons.claim(callOf(), { userId, couponId: coupon.id });
   await replica.carts.addItem(callOf(), { userId, variantId, quantity: 1, rejectPresent: false });
   const { order, payment } = await replica.orders.checkout(callOf(), purchaseOf(userId, [variantId]));
+  const refund = GatewayRefund.of(randomUUIDv7(), payment, 1n, new Date());
+  await replica.db.apply({ touches: [], decide: (tx) => tx.add(refund) });
   return [
     { entity: Product, key: { id: productId }, field: "revision", column: "product.revision" },
     { entity: Variant, key: { id: variantId }, field: "stock", column: "variant.stock" },
@@ -106,6 +109,8 @@ async function versioned(): Promise<{ entity: RowClass<object>; key: Key<object>
     { entity: Cart, key: { userId }, field: "changes", column: "cart.changes" },
     { entity: CartItem, key: { variantId, userId }, field: "quantity", column: "cart_item.quantity" },
     { entity: Order, key: { id: order.id }, field: "subtotal", column: "shop_order.subtotal" },
+    { entity: OrderLine, key: { lineNo: 1, orderId: order.id }, field: "quantity", column: "order_line.quantity" },
+    { entity: GatewayRefund, key: { orderId: order.id, id: refund.id }, field: "amount", column: "gateway_refund.amount" },
     { entity: Payment, key: { orderId: order.id, id: payment.id }, field: "events", column: "payment.events" },
   ];
 }
@@ -123,8 +128,8 @@ test("every versioned row: of two changes at once, on the version alone, none is
   const careless = await openReplica(url, { isolation: "read committed" });
   for (const { entity, key, field, column } of targets) {
     const [table, name] = column.split(".");
-    const id = "id" in key ? "id" : "user_id";
-    const where = [`${id} = $1`, Object.values(key).at(-1)] as const;
+    const [property = "", id] = Object.entries(key).at(-1) ?? [];
+    const where = [`${property.replace("Id", "_id")} = $1`, id] as const;
     const read = () => value<string>(database, `select ${name} from ${table} where ${where[0]}`, where[1]);
     const before = Number(await read());
     const other = await begin(

@@ -53,13 +53,16 @@ async function placed(money = 0n) {
 const stateOf = async (target: { userId: string; orderId: string }) =>
   (await shop.orders.getOrder(target)).order?.state;
 
-/** Amounts charged and given back at the gateway for payments of these orders. */
+/** Amounts charged and given back at the gateway for payments of these orders; it has charged for no payment that is unknown. */
 async function moved(orderIds: readonly string[]) {
   const { rows } = await database.query("select id::text, order_id::text from payment where order_id = any($1)", [
     orderIds,
   ]);
   const orderOf = new Map(rows.map(({ id, order_id }) => [id, order_id]));
-  const entries = (await books.entries()).filter(({ key, approved }) => approved && orderOf.has(key));
+  const approved = (await books.entries()).filter((entry) => entry.approved);
+  const known = await database.query("select id::text from payment");
+  expect(known.rows.map(({ id }) => id)).toEqual(expect.arrayContaining(approved.map(({ key }) => key)));
+  const entries = approved.filter(({ key }) => orderOf.has(key));
   const held = new Map(orderIds.map((id) => [id, 0n]));
   for (const { kind, key, amount } of entries) {
     const id = orderOf.get(key) ?? "";
@@ -68,7 +71,10 @@ async function moved(orderIds: readonly string[]) {
   return held;
 }
 
-const unsettled = () => value(database, "select count(*)::int from payment where state in ('PENDING', 'REFUNDING')");
+const UNSETTLED = `
+  select (select count(*) from payment where state = 'PENDING')::int
+       + (select count(*) from gateway_refund where state = 'PENDING')::int`;
+const unsettled = () => value(database, UNSETTLED);
 const settled = () => expect.poll(unsettled, { timeout: 30_000 }).toBe(0);
 
 test("approved: the order is paid, and the same request charges nothing more", async () => {
@@ -92,6 +98,8 @@ test("declined: refused each time that it is sent, and the order can be paid by 
   const pay = { requestId: fresh(), ...target, method, paymentToken: "decline" };
   for (let turn = 0; turn < 2; turn += 1)
     expect(await tally([shop.payments.payOrder(pay)])).toEqual({ PAYMENT_DECLINED: 1 });
+  const tried = "select count(*)::int from payment where order_id = $1";
+  expect(await value(database, tried, target.orderId)).toBe(1);
   const { payment } = await shop.payments.payOrder({ ...pay, requestId: fresh(), paymentToken: "ok" });
   expect(payment?.state).toBe(PaymentState.COMPLETED);
 });
@@ -175,28 +183,37 @@ test("a process that dies before, while or after the gateway is asked leaves wha
   expect(await Promise.all(targets.map(stateOf))).toEqual([pending, OrderState.PAID, pending, pending]);
 });
 
-test("64 callers pay, cancel and refund ten orders at once: each ends in one state, and the gateway holds its money", async () => {
+test("64 callers of two processes pay, cancel and refund ten orders at once: each ends in one state, the money in its place", async () => {
+  const second = await serverOn(url, env);
+  const shops = [shop, clientsOf(new GrpcClient(second, await tokenOf()).transport)];
   const targets = await many(10, () => placed(700n));
   const tokens = ["ok", "decline", "hang-approved", "reset", "hang"];
   await many(64, async (index) => {
-    const target = targets[index % 10] as (typeof targets)[number];
+    const nth = index % 10;
+    const target = targets[nth] as (typeof targets)[number];
+    const { orders, payments } = shops[Math.floor(index / 3) % 2] as Clients;
     const kind = Math.floor(index / 10) % 4;
-    const paymentToken = tokens[index % tokens.length] ?? "";
-    if (kind === 3) return shop.orders.cancelOrder({ requestId: fresh(), ...target }).catch(reasonOf);
-    const how = kind === 1 ? PaymentMethod.BALANCE : method;
-    const paid = shop.payments.payOrder({ requestId: fresh(), ...target, method: how, paymentToken });
+    // Some orders are never cancelled, or all would end alike.
+    if (kind === 3 && nth < 4) return orders.cancelOrder({ requestId: fresh(), ...target }).catch(reasonOf);
+    const paymentToken = kind === 3 ? "ok" : (tokens[Math.floor(index / 2) % tokens.length] ?? "");
+    const how = kind === 1 && nth % 2 === 0 ? PaymentMethod.BALANCE : method;
+    const paid = payments.payOrder({ requestId: fresh(), ...target, method: how, paymentToken });
     const { payment } = await paid.catch(() => ({ payment: undefined }));
-    if (kind !== 2 || !payment) return;
+    if (payment?.state !== PaymentState.COMPLETED) return;
     const key = { userId: target.userId, paymentId: payment.id };
-    return shop.payments.refundPayment({ requestId: fresh(), ...key }).catch(reasonOf);
+    const part = { amount: nth < 7 ? 100n : 0n };
+    return many(2, () => payments.refundPayment({ requestId: fresh(), ...key, ...part }).catch(reasonOf));
   });
   await settled();
   const held = await moved(targets.map(({ orderId }) => orderId));
   for (const { orderId } of targets) {
-    const sql = `select coalesce(sum(amount), 0)::int from payment
+    const sql = `select coalesce(sum(amount - refunded_amount), 0)::int from payment
                   where order_id = $1 and method = 'EXTERNAL' and state = 'COMPLETED'`;
     expect(Number(held.get(orderId))).toBe(await value(database, sql, orderId));
   }
+  const states = new Set(await Promise.all(targets.map(stateOf)));
+  expect(states).toContain(OrderState.PAID);
+  expect(states).toContain(OrderState.CANCELLED);
   await expectExact(database, stocks);
 });
 

@@ -13,7 +13,7 @@ const STOCK = `
    where v.stock <> initial.value::int
      + coalesce((select sum((e.payload ->> 'delta')::int) from event e
                   where e.type = 'stock.adjusted' and e.aggregateid = v.id::text), 0)
-     - coalesce((select sum(l.quantity) from order_line l join shop_order o on o.id = l.order_id
+     - coalesce((select sum(l.quantity - l.returned) from order_line l join shop_order o on o.id = l.order_id
                   where l.variant_id = v.id and o.state in ('PENDING_PAYMENT', 'PAID')), 0)`;
 
 /** Everything that is broken, as `invariant: id`; empty when all is well. */

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file shop/v1/payment.proto.
  */
 export const file_shop_v1_payment: GenFile = /*@__PURE__*/
-  fileDesc("ChVzaG9wL3YxL3BheW1lbnQucHJvdG8SB3Nob3AudjEikQIKB1BheW1lbnQSCgoCaWQYASABKAkSEAoIb3JkZXJfaWQYAiABKAkSDwoHdXNlcl9pZBgDIAEoCRImCgZtZXRob2QYBCABKA4yFi5zaG9wLnYxLlBheW1lbnRNZXRob2QSJAoFc3RhdGUYBSABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYBiABKAMSFwoPcmVmdW5kZWRfYW1vdW50GAcgASgDEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAirAEKDFBheW1lbnRFdmVudBILCgNzZXEYASABKAUSJAoFc3RhdGUYAiABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYAyABKAMSDQoFY2F1c2UYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEWdhdGV3YXlfcmVmZXJlbmNlGAYgASgJIsQBCg9QYXlPcmRlclJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIaCghvcmRlcl9pZBgDIAEoCUIIukgFcgOwAQESMgoGbWV0aG9kGAQgASgOMhYuc2hvcC52MS5QYXltZW50TWV0aG9kQgq6SAeCAQQQASAAEiMKDXBheW1lbnRfdG9rZW4YBSABKAlCDLpICXIHGP8BugEBACI1ChBQYXlPcmRlclJlc3BvbnNlEiEKB3BheW1lbnQYASABKAsyEC5zaG9wLnYxLlBheW1lbnQicgoUUmVmdW5kUGF5bWVudFJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIcCgpwYXltZW50X2lkGAMgASgJQgi6SAVyA7ABASI6ChVSZWZ1bmRQYXltZW50UmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCJMChFHZXRQYXltZW50UmVxdWVzdBIZCgd1c2VyX2lkGAEgASgJQgi6SAVyA7ABARIcCgpwYXltZW50X2lkGAIgASgJQgi6SAVyA7ABASI3ChJHZXRQYXltZW50UmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCKNAQoYTGlzdFBheW1lbnRFdmVudHNSZXF1ZXN0EhkKB3VzZXJfaWQYASABKAlCCLpIBXIDsAEBEhwKCnBheW1lbnRfaWQYAiABKAlCCLpIBXIDsAEBEhoKCXBhZ2Vfc2l6ZRgDIAEoBUIHukgEGgIoABIcCgpwYWdlX3Rva2VuGAQgASgJQgi6SAVyAxiABCJbChlMaXN0UGF5bWVudEV2ZW50c1Jlc3BvbnNlEiUKBmV2ZW50cxgBIAMoCzIVLnNob3AudjEuUGF5bWVudEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSpoCg1QYXltZW50TWV0aG9kEh4KGlBBWU1FTlRfTUVUSE9EX1VOU1BFQ0lGSUVEEAASGgoWUEFZTUVOVF9NRVRIT0RfQkFMQU5DRRABEhsKF1BBWU1FTlRfTUVUSE9EX0VYVEVSTkFMEAIquAEKDFBheW1lbnRTdGF0ZRIdChlQQVlNRU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVUEFZTUVOVF9TVEFURV9QRU5ESU5HEAESGwoXUEFZTUVOVF9TVEFURV9DT01QTEVURUQQAhIYChRQQVlNRU5UX1NUQVRFX0ZBSUxFRBADEhoKFlBBWU1FTlRfU1RBVEVfUkVGVU5ERUQQBBIbChdQQVlNRU5UX1NUQVRFX1JFRlVORElORxAFMusCCg5QYXltZW50U2VydmljZRJJCghQYXlPcmRlchIYLnNob3AudjEuUGF5T3JkZXJSZXF1ZXN0Ghkuc2hvcC52MS5QYXlPcmRlclJlc3BvbnNlIgiKtRgECgIBAhJXCg1SZWZ1bmRQYXltZW50Eh0uc2hvcC52MS5SZWZ1bmRQYXltZW50UmVxdWVzdBoeLnNob3AudjEuUmVmdW5kUGF5bWVudFJlc3BvbnNlIgeKtRgDCgECEk8KCkdldFBheW1lbnQSGi5zaG9wLnYxLkdldFBheW1lbnRSZXF1ZXN0Ghsuc2hvcC52MS5HZXRQYXltZW50UmVzcG9uc2UiCIq1GAQKAgECEmQKEUxpc3RQYXltZW50RXZlbnRzEiEuc2hvcC52MS5MaXN0UGF5bWVudEV2ZW50c1JlcXVlc3QaIi5zaG9wLnYxLkxpc3RQYXltZW50RXZlbnRzUmVzcG9uc2UiCIq1GAQKAgECYgZwcm90bzM", [file_buf_validate_validate, file_google_protobuf_timestamp, file_shop_v1_access]);
+  fileDesc("ChVzaG9wL3YxL3BheW1lbnQucHJvdG8SB3Nob3AudjEiqwIKB1BheW1lbnQSCgoCaWQYASABKAkSEAoIb3JkZXJfaWQYAiABKAkSDwoHdXNlcl9pZBgDIAEoCRImCgZtZXRob2QYBCABKA4yFi5zaG9wLnYxLlBheW1lbnRNZXRob2QSJAoFc3RhdGUYBSABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYBiABKAMSFwoPcmVmdW5kZWRfYW1vdW50GAcgASgDEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASGAoQcmVmdW5kaW5nX2Ftb3VudBgKIAEoAyJKCgxSZXR1cm5lZExpbmUSHAoKdmFyaWFudF9pZBgBIAEoCUIIukgFcgOwAQESHAoIcXVhbnRpdHkYAiABKAVCCrpIBxoFGI9OKAEirAEKDFBheW1lbnRFdmVudBILCgNzZXEYASABKAUSJAoFc3RhdGUYAiABKA4yFS5zaG9wLnYxLlBheW1lbnRTdGF0ZRIOCgZhbW91bnQYAyABKAMSDQoFY2F1c2UYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEWdhdGV3YXlfcmVmZXJlbmNlGAYgASgJIsQBCg9QYXlPcmRlclJlcXVlc3QSIQoKcmVxdWVzdF9pZBgBIAEoCUINukgKcggQARhAugEBABIZCgd1c2VyX2lkGAIgASgJQgi6SAVyA7ABARIaCghvcmRlcl9pZBgDIAEoCUIIukgFcgOwAQESMgoGbWV0aG9kGAQgASgOMhYuc2hvcC52MS5QYXltZW50TWV0aG9kQgq6SAeCAQQQASAAEiMKDXBheW1lbnRfdG9rZW4YBSABKAlCDLpICXIHGP8BugEBACI1ChBQYXlPcmRlclJlc3BvbnNlEiEKB3BheW1lbnQYASABKAsyEC5zaG9wLnYxLlBheW1lbnQipwMKFFJlZnVuZFBheW1lbnRSZXF1ZXN0EiEKCnJlcXVlc3RfaWQYASABKAlCDbpICnIIEAEYQLoBAQASGQoHdXNlcl9pZBgCIAEoCUIIukgFcgOwAQESHAoKcGF5bWVudF9pZBgDIAEoCUIIukgFcgOwAQESFwoGYW1vdW50GAQgASgDQge6SAQiAigAEi4KBWxpbmVzGAUgAygLMhUuc2hvcC52MS5SZXR1cm5lZExpbmVCCLpIBZIBAhBkOukBukjlARpcCg9hbW91bnRfb3JfbGluZXMSHmdpdmUgYW1vdW50IG9yIGxpbmVzLCBub3QgYm90aBopdGhpcy5hbW91bnQgPT0gMCB8fCBzaXplKHRoaXMubGluZXMpID09IDAahAEKEWVhY2hfdmFyaWFudF9vbmNlEidlYWNoIHZhcmlhbnQgbWF5IHN0YW5kIGluIG9uZSBsaW5lIG9ubHkaRnNpemUodGhpcy5saW5lcykgPCAyIHx8IHRoaXMubGluZXMubWFwKGxpbmUsIGxpbmUudmFyaWFudF9pZCkudW5pcXVlKCkiUQoVUmVmdW5kUGF5bWVudFJlc3BvbnNlEiEKB3BheW1lbnQYASABKAsyEC5zaG9wLnYxLlBheW1lbnQSFQoNcmVmdW5kX2Ftb3VudBgCIAEoAyJMChFHZXRQYXltZW50UmVxdWVzdBIZCgd1c2VyX2lkGAEgASgJQgi6SAVyA7ABARIcCgpwYXltZW50X2lkGAIgASgJQgi6SAVyA7ABASI3ChJHZXRQYXltZW50UmVzcG9uc2USIQoHcGF5bWVudBgBIAEoCzIQLnNob3AudjEuUGF5bWVudCKNAQoYTGlzdFBheW1lbnRFdmVudHNSZXF1ZXN0EhkKB3VzZXJfaWQYASABKAlCCLpIBXIDsAEBEhwKCnBheW1lbnRfaWQYAiABKAlCCLpIBXIDsAEBEhoKCXBhZ2Vfc2l6ZRgDIAEoBUIHukgEGgIoABIcCgpwYWdlX3Rva2VuGAQgASgJQgi6SAVyAxiABCJbChlMaXN0UGF5bWVudEV2ZW50c1Jlc3BvbnNlEiUKBmV2ZW50cxgBIAMoCzIVLnNob3AudjEuUGF5bWVudEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSpoCg1QYXltZW50TWV0aG9kEh4KGlBBWU1FTlRfTUVUSE9EX1VOU1BFQ0lGSUVEEAASGgoWUEFZTUVOVF9NRVRIT0RfQkFMQU5DRRABEhsKF1BBWU1FTlRfTUVUSE9EX0VYVEVSTkFMEAIquAEKDFBheW1lbnRTdGF0ZRIdChlQQVlNRU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVUEFZTUVOVF9TVEFURV9QRU5ESU5HEAESGwoXUEFZTUVOVF9TVEFURV9DT01QTEVURUQQAhIYChRQQVlNRU5UX1NUQVRFX0ZBSUxFRBADEhoKFlBBWU1FTlRfU1RBVEVfUkVGVU5ERUQQBBIbChdQQVlNRU5UX1NUQVRFX1JFRlVORElORxAFMusCCg5QYXltZW50U2VydmljZRJJCghQYXlPcmRlchIYLnNob3AudjEuUGF5T3JkZXJSZXF1ZXN0Ghkuc2hvcC52MS5QYXlPcmRlclJlc3BvbnNlIgiKtRgECgIBAhJXCg1SZWZ1bmRQYXltZW50Eh0uc2hvcC52MS5SZWZ1bmRQYXltZW50UmVxdWVzdBoeLnNob3AudjEuUmVmdW5kUGF5bWVudFJlc3BvbnNlIgeKtRgDCgECEk8KCkdldFBheW1lbnQSGi5zaG9wLnYxLkdldFBheW1lbnRSZXF1ZXN0Ghsuc2hvcC52MS5HZXRQYXltZW50UmVzcG9uc2UiCIq1GAQKAgECEmQKEUxpc3RQYXltZW50RXZlbnRzEiEuc2hvcC52MS5MaXN0UGF5bWVudEV2ZW50c1JlcXVlc3QaIi5zaG9wLnYxLkxpc3RQYXltZW50RXZlbnRzUmVzcG9uc2UiCIq1GAQKAgECYgZwcm90bzM", [file_buf_validate_validate, file_google_protobuf_timestamp, file_shop_v1_access]);
 
 /**
  * @generated from message shop.v1.Payment
@@ -51,6 +51,8 @@ export type Payment = Message<"shop.v1.Payment"> & {
   amount: bigint;
 
   /**
+   * Given back so far.
+   *
    * @generated from field: int64 refunded_amount = 7;
    */
   refundedAmount: bigint;
@@ -61,11 +63,18 @@ export type Payment = Message<"shop.v1.Payment"> & {
   createTime?: Timestamp | undefined;
 
   /**
-   * When the state was reached.
+   * When it last changed.
    *
    * @generated from field: google.protobuf.Timestamp update_time = 9;
    */
   updateTime?: Timestamp | undefined;
+
+  /**
+   * On its way back through the payment gateway.
+   *
+   * @generated from field: int64 refunding_amount = 10;
+   */
+  refundingAmount: bigint;
 };
 
 /**
@@ -74,6 +83,30 @@ export type Payment = Message<"shop.v1.Payment"> & {
  */
 export const PaymentSchema: GenMessage<Payment> = /*@__PURE__*/
   messageDesc(file_shop_v1_payment, 0);
+
+/**
+ * Units of an order that come back.
+ *
+ * @generated from message shop.v1.ReturnedLine
+ */
+export type ReturnedLine = Message<"shop.v1.ReturnedLine"> & {
+  /**
+   * @generated from field: string variant_id = 1;
+   */
+  variantId: string;
+
+  /**
+   * @generated from field: int32 quantity = 2;
+   */
+  quantity: number;
+};
+
+/**
+ * Describes the message shop.v1.ReturnedLine.
+ * Use `create(ReturnedLineSchema)` to create a new message.
+ */
+export const ReturnedLineSchema: GenMessage<ReturnedLine> = /*@__PURE__*/
+  messageDesc(file_shop_v1_payment, 1);
 
 /**
  * One change of a payment.
@@ -127,7 +160,7 @@ export type PaymentEvent = Message<"shop.v1.PaymentEvent"> & {
  * Use `create(PaymentEventSchema)` to create a new message.
  */
 export const PaymentEventSchema: GenMessage<PaymentEvent> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 1);
+  messageDesc(file_shop_v1_payment, 2);
 
 /**
  * @generated from message shop.v1.PayOrderRequest
@@ -168,7 +201,7 @@ export type PayOrderRequest = Message<"shop.v1.PayOrderRequest"> & {
  * Use `create(PayOrderRequestSchema)` to create a new message.
  */
 export const PayOrderRequestSchema: GenMessage<PayOrderRequest> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 2);
+  messageDesc(file_shop_v1_payment, 3);
 
 /**
  * @generated from message shop.v1.PayOrderResponse
@@ -185,7 +218,7 @@ export type PayOrderResponse = Message<"shop.v1.PayOrderResponse"> & {
  * Use `create(PayOrderResponseSchema)` to create a new message.
  */
 export const PayOrderResponseSchema: GenMessage<PayOrderResponse> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 3);
+  messageDesc(file_shop_v1_payment, 4);
 
 /**
  * @generated from message shop.v1.RefundPaymentRequest
@@ -207,6 +240,18 @@ export type RefundPaymentRequest = Message<"shop.v1.RefundPaymentRequest"> & {
    * @generated from field: string payment_id = 3;
    */
   paymentId: string;
+
+  /**
+   * Minor units.
+   *
+   * @generated from field: int64 amount = 4;
+   */
+  amount: bigint;
+
+  /**
+   * @generated from field: repeated shop.v1.ReturnedLine lines = 5;
+   */
+  lines: ReturnedLine[];
 };
 
 /**
@@ -214,7 +259,7 @@ export type RefundPaymentRequest = Message<"shop.v1.RefundPaymentRequest"> & {
  * Use `create(RefundPaymentRequestSchema)` to create a new message.
  */
 export const RefundPaymentRequestSchema: GenMessage<RefundPaymentRequest> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 4);
+  messageDesc(file_shop_v1_payment, 5);
 
 /**
  * @generated from message shop.v1.RefundPaymentResponse
@@ -224,6 +269,13 @@ export type RefundPaymentResponse = Message<"shop.v1.RefundPaymentResponse"> & {
    * @generated from field: shop.v1.Payment payment = 1;
    */
   payment?: Payment | undefined;
+
+  /**
+   * What this call gives back.
+   *
+   * @generated from field: int64 refund_amount = 2;
+   */
+  refundAmount: bigint;
 };
 
 /**
@@ -231,7 +283,7 @@ export type RefundPaymentResponse = Message<"shop.v1.RefundPaymentResponse"> & {
  * Use `create(RefundPaymentResponseSchema)` to create a new message.
  */
 export const RefundPaymentResponseSchema: GenMessage<RefundPaymentResponse> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 5);
+  messageDesc(file_shop_v1_payment, 6);
 
 /**
  * @generated from message shop.v1.GetPaymentRequest
@@ -253,7 +305,7 @@ export type GetPaymentRequest = Message<"shop.v1.GetPaymentRequest"> & {
  * Use `create(GetPaymentRequestSchema)` to create a new message.
  */
 export const GetPaymentRequestSchema: GenMessage<GetPaymentRequest> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 6);
+  messageDesc(file_shop_v1_payment, 7);
 
 /**
  * @generated from message shop.v1.GetPaymentResponse
@@ -270,7 +322,7 @@ export type GetPaymentResponse = Message<"shop.v1.GetPaymentResponse"> & {
  * Use `create(GetPaymentResponseSchema)` to create a new message.
  */
 export const GetPaymentResponseSchema: GenMessage<GetPaymentResponse> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 7);
+  messageDesc(file_shop_v1_payment, 8);
 
 /**
  * @generated from message shop.v1.ListPaymentEventsRequest
@@ -304,7 +356,7 @@ export type ListPaymentEventsRequest = Message<"shop.v1.ListPaymentEventsRequest
  * Use `create(ListPaymentEventsRequestSchema)` to create a new message.
  */
 export const ListPaymentEventsRequestSchema: GenMessage<ListPaymentEventsRequest> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 8);
+  messageDesc(file_shop_v1_payment, 9);
 
 /**
  * @generated from message shop.v1.ListPaymentEventsResponse
@@ -328,7 +380,7 @@ export type ListPaymentEventsResponse = Message<"shop.v1.ListPaymentEventsRespon
  * Use `create(ListPaymentEventsResponseSchema)` to create a new message.
  */
 export const ListPaymentEventsResponseSchema: GenMessage<ListPaymentEventsResponse> = /*@__PURE__*/
-  messageDesc(file_shop_v1_payment, 9);
+  messageDesc(file_shop_v1_payment, 10);
 
 /**
  * @generated from enum shop.v1.PaymentMethod
@@ -382,6 +434,8 @@ export const PaymentState = {
   PENDING: 1,
 
   /**
+   * The order is PAID by it, also when some of the money was given back.
+   *
    * @generated from enum value: PAYMENT_STATE_COMPLETED = 2;
    */
   COMPLETED: 2,
@@ -392,12 +446,14 @@ export const PaymentState = {
   FAILED: 3,
 
   /**
+   * The order was given up, and all money was given back.
+   *
    * @generated from enum value: PAYMENT_STATE_REFUNDED = 4;
    */
   REFUNDED: 4,
 
   /**
-   * The gateway has the money and is to give it back.
+   * The order was given up; the gateway has the money and is to give it back.
    *
    * @generated from enum value: PAYMENT_STATE_REFUNDING = 5;
    */
@@ -433,8 +489,9 @@ export const PaymentService: GenService<{
     output: typeof PayOrderResponseSchema;
   },
   /**
-   * Gives the whole payment back and cancels its order; stock and coupon are restored. The answer is REFUNDING when the
-   * money goes back through a payment gateway.
+   * Gives money of a paid order back, never more than was paid for it. With `amount`: only money. With `lines`: those units
+   * come back into stock, and their share of the total goes back. With neither, or with the last unit: all that is left,
+   * and the order is cancelled. Money that goes back through a payment gateway is in `refunding_amount` until it is there.
    *
    * @generated from rpc shop.v1.PaymentService.RefundPayment
    */
