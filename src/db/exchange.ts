@@ -138,7 +138,7 @@ export class Exchange implements Submittable {
     if (useless) this.#prepared?.stale.push(useless);
     if (useless === known) this.#prepared?.known.delete(key);
     // What fails behind the last statement fails nothing any more: its COMMIT, if it had one, was answered.
-    this.callback(this.at === this.statements.length ? undefined : error);
+    this.callback(this.at === this.statements.length ? this.#unreadable : error);
   }
 
   #begin(): void {

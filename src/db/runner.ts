@@ -55,6 +55,8 @@ export class BatchRunner {
   #running = 0;
   /** How many groups of commands wait apart for locked rows. */
   #apart = 0;
+  /** By locked row, the end of the last group that waits for it: the next one begins there, in the order of arrival. */
+  readonly #lines = new Map<string, Promise<void>>();
   readonly #maxApart: number;
 
   constructor({ observer, ...options }: RunnerOptions) {
@@ -133,8 +135,8 @@ export class BatchRunner {
         }
         this.#observer.split?.({ size: batch.length, cause: error });
         const middle = Math.ceil(batch.length / 2);
-        await this.#run(batch.slice(0, middle));
-        await this.#run(batch.slice(middle));
+        await this.#run(batch.slice(0, middle), { keep });
+        await this.#run(batch.slice(middle), { keep });
         return;
       }
       await this.#answer(batch, outcomes, { attempts: attempt, start, locked, behind: false });
@@ -155,16 +157,23 @@ export class BatchRunner {
     const size = waiting.length + others.length;
     if (others.length > 0) this.#observer.split?.({ size, cause });
     else this.#observer.conflicted?.({ size, attempt: 1 });
-    const wait = () => this.#run(waiting, { keep, stuck: true });
+    const { key } = cause;
+    const earlier = this.#lines.get(key);
+    const wait = async () => {
+      await earlier;
+      await this.#run(waiting, { keep, stuck: true });
+    };
     const apart = this.#apart < this.#maxApart;
     if (apart) {
       this.#apart += 1;
       const ended = wait().finally(() => {
         this.#apart -= 1;
+        if (this.#lines.get(key) === ended) this.#lines.delete(key);
       });
-      keep?.(cause.key, ended);
+      this.#lines.set(key, ended);
+      keep?.(key, ended);
     }
-    if (others.length > 0) await this.#run(others);
+    if (others.length > 0) await this.#run(others, { keep });
     if (!apart) await wait();
   }
 

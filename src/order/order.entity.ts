@@ -78,8 +78,8 @@ export class OrderLine extends lineSchema.class {
       throw new DomainError("PAYMENT_NOT_REFUNDABLE", "the buyer does not have so many units of it", {
         order_id: this.orderId,
         variant_id: this.variantId,
-        available: String(this.kept),
-        required: String(quantity),
+        available_units: String(this.kept),
+        required_units: String(quantity),
       });
     }
     this.returned += quantity;

@@ -43,7 +43,10 @@ export type ExternalOptions = Readonly<{
   observer?: { unsettled(trouble: Trouble): void };
 }>;
 
-/** A refund that is refused, or a payment or refund about which the gateway has said nothing useful for several times. */
+/**
+ * A refund that is refused, a payment or refund about which the gateway has said nothing useful for several times, or an
+ * answer that could not be stored.
+ */
 export type Trouble = Readonly<{ paymentId: string; refundId?: string; tries: number; error: string }>;
 /** Up to so many times it is nothing special that the gateway does not know. */
 const PATIENCE = 5;
@@ -152,7 +155,10 @@ export class External {
   async #settle(payment: Payment, answer: GatewayAnswer, cause: string): Promise<Payment> {
     if (answer.outcome === "unknown") return payment;
     // What can't be stored now stays pending, and the caller must hear nothing else: the money may have moved.
-    const settled = await this.#apply(payment, answer, cause).catch(() => payment);
+    const settled = await this.#apply(payment, answer, cause).catch((error: Error) => {
+      this.#options.observer?.unsettled({ paymentId: payment.id, tries: 0, error: error.message });
+      return payment;
+    });
     if (settled.state === "FAILED") throw settled.declined;
     return settled;
   }

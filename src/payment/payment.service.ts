@@ -15,8 +15,13 @@ import {
   type Units,
 } from "./settlement.ts";
 
-/** What to give back of a payment: `amount` in minor units when it is positive, `units` when there are some, else all. */
-export type Refund = Readonly<{ userId: string; paymentId: string; amount?: bigint; units?: readonly Units[] }>;
+/** What to give back of a payment: `amount` in minor units, or `units` when there are some, else all. */
+export type Refund = Readonly<{
+  userId: string;
+  paymentId: string;
+  amount?: bigint | undefined;
+  units?: readonly Units[];
+}>;
 
 /** Paying orders and giving the money back. */
 export class Payments {
@@ -68,7 +73,7 @@ export class Payments {
    * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE, VARIANT_NOT_FOUND for one that is not in the order
    */
   refund(call: Write, input: Refund): Promise<{ payment: Payment; amount: bigint }> {
-    const { userId, paymentId, amount = 0n, units = [] } = input;
+    const { userId, paymentId, amount, units = [] } = input;
     // A payment never changes its order, so what the plan reads holds in the transaction too.
     let orderId: string | undefined;
     return this.#db.write(call, {
@@ -85,7 +90,7 @@ export class Payments {
         payment.assertRefundable();
         const before = payment.refundable;
         const order = tx.get(Order, { id: orderId });
-        if (amount > 0n) refundAmount(tx, payment, amount, "RefundPayment");
+        if (amount !== undefined) refundAmount(tx, payment, amount, "RefundPayment");
         else if (units.length > 0) returnUnits(tx, order, payment, units, "RefundPayment");
         else cancel(tx, order, "RefundPayment");
         return { payment, amount: before - payment.refundable };

@@ -85,14 +85,20 @@ export function settleExternal(
   return payment;
 }
 
-/** The gateway has done a refund; one that was done already changes nothing. */
-export function finishRefund(tx: Tx, key: { orderId: string; id: string }, reference: string): void {
+/** A refund is done; one that was done already changes nothing. Answers whether it was not. */
+export function finishRefund(
+  tx: Tx,
+  key: { orderId: string; id: string },
+  reference: string,
+  cause = "the gateway's answer",
+): boolean {
   const refund = tx.get(GatewayRefund, key);
-  if (refund.state !== "PENDING") return;
+  if (refund.state !== "PENDING") return false;
   refund.complete();
   const payment = paymentOf(tx, { orderId: key.orderId, id: refund.paymentId });
-  tx.add(payment.finishRefund(refund.amount, "the gateway's answer", reference, tx.now));
+  tx.add(payment.finishRefund(refund.amount, cause, reference, tx.now));
   tx.add(refunded(payment, refund.amount, tx.now));
+  return true;
 }
 
 /** What has to be at hand to give an order up. Empty lists when there is no such order: the decision refuses then. */

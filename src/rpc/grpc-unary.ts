@@ -102,8 +102,14 @@ export class UnaryCall {
   static serve(pipeline: Pipeline, rpc: Rpc, stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
     // Each error is followed by a close.
     stream.on("error", () => {});
-    if (GRPC.test(headers["content-type"] ?? "")) new UnaryCall(pipeline, rpc, stream, headers).#begin(headers);
-    else stream.respond({ ":status": constants.HTTP_STATUS_UNSUPPORTED_MEDIA_TYPE }, { endStream: true });
+    if (GRPC.test(headers["content-type"] ?? "")) {
+      new UnaryCall(pipeline, rpc, stream, headers).#begin(headers);
+      return;
+    }
+    stream.respond({ ":status": constants.HTTP_STATUS_UNSUPPORTED_MEDIA_TYPE }, { endStream: true });
+    stream.resume();
+    const timer = setTimeout(() => stream.close(constants.NGHTTP2_CANCEL), LINGER);
+    stream.on("close", () => clearTimeout(timer));
   }
 
   private constructor(pipeline: Pipeline, rpc: Rpc, stream: ServerHttp2Stream, headers: IncomingHttpHeaders) {

@@ -177,7 +177,9 @@ describe("a prepared statement that can't be used any more is prepared again:", 
     const namesOn = async (...texts: string[]) => {
       const { pool } = await open(url, {}, 1);
       await Session.run(pool, (session) => session.send(texts.map(statement)));
-      const { rows } = await pool.query<{ name: string }>("select name from pg_prepared_statements order by prepare_time");
+      const { rows } = await pool.query<{ name: string }>(
+        "select name from pg_prepared_statements order by prepare_time",
+      );
       return rows.map(({ name }) => name);
     };
     const [one, other] = [await namesOn("select 1", "select 2"), await namesOn("select 2", "select 1")];

@@ -160,6 +160,19 @@ describe("a batch behind another one, while somebody else counts as well", () =>
     expect(second.decisions).toBe(2);
   });
 
+  test("is not content with it either when one of its commands tells the count, and another does not", async () => {
+    const { db, ids } = await openShop(url, [100, 10]);
+    const [y, x] = ids;
+    const held = await holdVariant(url, y);
+    const first = await lead(db, held, takenBoth(x, y));
+    const [counts, tells] = [send(db, taken(x, 1)), send(db, takeOne([x]))];
+    await expect.poll(() => tells.decisions).toBe(1);
+    await elsewhere(x, "stock = stock - 5");
+    await held.release();
+    expect(await endsOf(first, counts, tells)).toEqual(["taken", "taken", [2]]);
+    expect(tells.decisions).toBe(2);
+  });
+
   test("refuses nobody on a count that it took over", async () => {
     const { db, ids } = await openShop(url, [100, 1]);
     const [y, x] = ids;

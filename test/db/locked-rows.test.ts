@@ -5,6 +5,7 @@ import { type Command, touch } from "../../src/db/command.ts";
 import type { Database } from "../../src/db/database.ts";
 import { Variant } from "../../src/product/product.entity.ts";
 import { createDatabase } from "../support/database.ts";
+import { endsOf, follow, lead, openShop } from "./chain.ts";
 import { addVariants, addWallet, callOf, hold, holdVariant, open as openPatient, stockOf, takeOne } from "./harness.ts";
 
 const url = await createDatabase();
@@ -145,5 +146,37 @@ describe("the hot row itself, kept locked", () => {
     expect(ends).toMatchObject(ends.map(() => conflict));
     await held.release();
     expect(await db.write(callOf(), takeOne([hot]))).toEqual([99]);
+  });
+});
+
+describe("the order of arrival", () => {
+  test("is kept by a batch that was sent behind one that waits for its row", async () => {
+    const { db, seen, ids } = await openShop(url, [100], { lockTimeoutMs: 250 });
+    const [hot] = ids;
+    const held = await holdVariant(url, hot);
+    const first = await lead(db, held, takeOne([hot]));
+    const second = await follow(db, takeOne([hot]));
+    await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG, interval: 5 }).toBeGreaterThanOrEqual(2);
+    // The first has waited for a second in vain, and does so again: a second group must not stand in front of it.
+    const tries = seen.conflicted.length;
+    await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG, interval: 5 }).toBeGreaterThan(tries);
+    await held.release();
+    expect(await endsOf(first, second)).toEqual([[99], [98]]);
+  });
+
+  test("is kept for each of two locked wallets of one batch, and who comes for them drags nobody along", async () => {
+    const { db, seen } = await open(url, 10);
+    const [hot = ""] = await addVariants(db, 1_000);
+    const [a = "", b = "", c = ""] = await walletsOf(db, 3);
+    const holds = [await holdWallet(a), await holdWallet(b)];
+    const answers = [a, b].map((userId) => db.write(callOf(), buy(hot, userId)));
+    // Both wait apart.
+    await expect.poll(() => seen.conflicted.length, { timeout: TOO_LONG, interval: 5 }).toBe(2);
+    answers.push(...[a, b].map((userId) => db.write(callOf(), buy(hot, userId))));
+    await db.write(callOf(), buy(hot, c));
+    expect(seen.split).toHaveLength(1);
+    for (const held of holds) await held.release();
+    await Promise.all(answers);
+    expect(await stockOf(db, hot)).toBe(995);
   });
 });

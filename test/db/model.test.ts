@@ -210,7 +210,7 @@ test("one process answers every history as if its commands had run one after the
     { numRuns: 90 },
   );
   expect([...small.seen.conflicted, ...large.seen.conflicted, ...large.seen.split]).toEqual([]);
-  expect(small.seen.committed.filter(({ behind }) => behind)).not.toEqual([]);
+  for (const { seen } of [small, careless]) expect(seen.committed.filter(({ behind }) => behind)).not.toEqual([]);
 });
 
 test("two processes at once keep what must hold, and give each request one answer", async () => {

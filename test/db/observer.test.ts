@@ -21,6 +21,7 @@ test("what is committed is committed once, and answered, when the observer throw
     clock: () => new Date(),
     isolation: "repeatable read",
     lockTimeoutMs: 250,
+    carefulMs: 1_000,
     observer: {
       committed() {
         throw failure;

@@ -142,3 +142,16 @@ describe("commands behind one that waits", () => {
     await Promise.all(streams);
   });
 });
+
+test("as many as may run, all waiting for somebody, keep nobody else from starting", { timeout: 4_000 }, async () => {
+  const { db } = await open(url, { maxRunning: 2 });
+  const [x = "", y = "", z = ""] = await addVariants(db, 5, 5, 5);
+  const holds = [await holdVariant(url, x), await holdVariant(url, y)] as const;
+  const stuck = [db.apply(takeOne([x]))];
+  await holds[0].waiting(1);
+  stuck.push(db.apply(takeOne([y])));
+  await holds[0].waiting(2);
+  expect(await db.apply(takeOne([z]))).toEqual([4]);
+  for (const held of holds) await held.release();
+  expect(await Promise.all(stuck)).toEqual([[4], [4]]);
+});

@@ -28,7 +28,9 @@ async function fill(): Promise<void> {
   await replica.ranking.top({ days: 3, byVariant: false, limit: 5 });
   await replica.ranking.project();
   await rankingCaughtUp(database, () => replica.ranking.project());
-  await database.query("insert into gateway_refund select order_id, id, id, 1, 'PENDING', 0, now(), now() from payment");
+  await database.query(
+    "insert into gateway_refund select order_id, id, id, 1, 'PENDING', 0, now(), now() from payment on conflict do nothing",
+  );
   await database.query(
     "insert into event_undelivered select aggregateid, id, aggregatetype, xid, 1, now(), false, '' from event limit 1 on conflict do nothing",
   );

@@ -110,7 +110,12 @@ async function versioned(): Promise<{ entity: RowClass<object>; key: Key<object>
     { entity: CartItem, key: { variantId, userId }, field: "quantity", column: "cart_item.quantity" },
     { entity: Order, key: { id: order.id }, field: "subtotal", column: "shop_order.subtotal" },
     { entity: OrderLine, key: { lineNo: 1, orderId: order.id }, field: "quantity", column: "order_line.quantity" },
-    { entity: GatewayRefund, key: { orderId: order.id, id: refund.id }, field: "amount", column: "gateway_refund.amount" },
+    {
+      entity: GatewayRefund,
+      key: { orderId: order.id, id: refund.id },
+      field: "amount",
+      column: "gateway_refund.amount",
+    },
     { entity: Payment, key: { orderId: order.id, id: payment.id }, field: "events", column: "payment.events" },
   ];
 }

@@ -108,54 +108,55 @@ const death = fc.option(
 const mortal = (fate: Death | null, work: (process: Process) => Promise<unknown>) =>
   till.process(fate ?? undefined).live(work);
 
+type Part = Readonly<{ amount?: bigint; quantity?: number }>;
+
+/** Each thing that can be done to the n-th order, as it is done once. */
+const steps = {
+  pay: (order: number, token: string, fate: Death | null = null) =>
+    new Step(`pay ${token} ${JSON.stringify(fate)}`, order, [...NOT_PAYABLE, "PAYMENT_DECLINED"], (target) =>
+      mortal(fate, ({ payments }) => payments.pay(callOf(), { ...target, method: "EXTERNAL", paymentToken: token })),
+    ),
+  payFromWallet: (order: number, fate: Death | null = null) =>
+    new Step(`pay from the wallet ${JSON.stringify(fate)}`, order, NOT_PAYABLE, (target) =>
+      mortal(fate, ({ payments }) => payments.pay(callOf(), { ...target, method: "BALANCE" })),
+    ),
+  cancel: (order: number) =>
+    new Step("cancel", order, ["ORDER_NOT_CANCELLABLE"], (target) => till.replica.orders.cancel(callOf(), target)),
+  refund: (order: number, { amount, quantity }: Part, attempt = 0, fate: Death | null = null) => {
+    const what = `${amount ?? ""} ${quantity ?? ""} of attempt ${attempt}`;
+    return new Step(`refund ${what} ${JSON.stringify(fate)}`, order, NOT_REFUNDABLE, async (target) => {
+      const payments = await till.paymentsOf(target);
+      const paymentId = payments[attempt % Math.max(payments.length, 1)]?.id ?? target.orderId;
+      const units = quantity === undefined ? [] : [{ variantId: till.variantId, quantity }];
+      const input = { userId: target.userId, paymentId, amount, units };
+      return mortal(fate, (process) => process.payments.refund(callOf(), input));
+    });
+  },
+  reconcile: (ms: number, fate: Death | null = null) =>
+    new Step(`reconcile after ${ms} ms ${JSON.stringify(fate)}`, 0, [], () => {
+      till.pass(ms);
+      return mortal(fate, ({ external }) => external.reconcile(100, never));
+    }),
+  expire: (ms: number) =>
+    new Step(`expire after ${ms} ms`, 0, [], () => {
+      till.pass(ms);
+      return till.replica.orders.expireOverdue(100);
+    }),
+};
+
 const pay = fc
   .tuple(nth, fc.constantFrom("ok", "ok", "decline", "unreachable", "reset", "reset"), death)
-  .map(([order, token, fate]) => {
-    const act = (target: Target) =>
-      mortal(fate, ({ payments }) => payments.pay(callOf(), { ...target, method: "EXTERNAL", paymentToken: token }));
-    return new Step(`pay ${token} ${JSON.stringify(fate)}`, order, [...NOT_PAYABLE, "PAYMENT_DECLINED"], act);
-  });
-const payFromWallet = fc.tuple(nth, death).map(([order, fate]) => {
-  const act = (target: Target) =>
-    mortal(fate, ({ payments }) => payments.pay(callOf(), { ...target, method: "BALANCE" }));
-  return new Step(`pay from the wallet ${JSON.stringify(fate)}`, order, NOT_PAYABLE, act);
-});
-const cancel = nth.map(
-  (order) =>
-    new Step("cancel", order, ["ORDER_NOT_CANCELLABLE"], (target) => till.replica.orders.cancel(callOf(), target)),
-);
-const part = fc.oneof(
+  .map((values) => steps.pay(...values));
+const payFromWallet = fc.tuple(nth, death).map((values) => steps.payFromWallet(...values));
+const cancel = nth.map(steps.cancel);
+const part: fc.Arbitrary<Part> = fc.oneof(
   fc.constant({}),
   fc.integer({ min: 1, max: 2 * Number(PRICE) }).map((amount) => ({ amount: BigInt(amount) })),
   fc.integer({ min: 1, max: 2 }).map((quantity) => ({ quantity })),
 );
-const refund = fc.tuple(nth, part, fc.nat({ max: 3 }), death).map(([order, what, attempt, fate]) => {
-  const units = "quantity" in what ? [{ variantId: "", quantity: what.quantity }] : [];
-  const act = async (target: Target) => {
-    const payments = await till.paymentsOf(target);
-    const paymentId = payments[attempt % Math.max(payments.length, 1)]?.id ?? target.orderId;
-    const { userId } = target;
-    const given = units.map((unit) => ({ ...unit, variantId: till.variantId }));
-    const input = { userId, paymentId, ...("amount" in what && { amount: what.amount }), units: given };
-    return mortal(fate, (process) => process.payments.refund(callOf(), input));
-  };
-  const shown = Object.entries(what).map(([key, value]) => `${key} ${value}`);
-  return new Step(`refund ${shown.join() || "all"} ${JSON.stringify(fate)}`, order, NOT_REFUNDABLE, act);
-});
-const reconcile = fc.tuple(fc.nat({ max: 400_000 }), death).map(([ms, fate]) => {
-  const act = () => {
-    till.pass(ms);
-    return mortal(fate, ({ external }) => external.reconcile(100, never));
-  };
-  return new Step(`reconcile after ${ms} ms ${JSON.stringify(fate)}`, 0, [], act);
-});
-const expire = fc.nat({ max: 2 * ORDER_TTL }).map((ms) => {
-  const act = () => {
-    till.pass(ms);
-    return till.replica.orders.expireOverdue(100);
-  };
-  return new Step(`expire after ${ms} ms`, 0, [], act);
-});
+const refund = fc.tuple(nth, part, fc.nat({ max: 3 }), death).map((values) => steps.refund(...values));
+const reconcile = fc.tuple(fc.nat({ max: 400_000 }), death).map((values) => steps.reconcile(...values));
+const expire = fc.nat({ max: 2 * ORDER_TTL }).map(steps.expire);
 /** What was on its way to the gateway, or from it, arrives. */
 const late = fc.tuple(nth, fc.boolean(), death).map(([order, charge, fate]) => {
   const act = async (target: Target) => {
@@ -168,16 +169,24 @@ const late = fc.tuple(nth, fc.boolean(), death).map(([order, charge, fate]) => {
   return new Step(charge ? "a late charge" : `a message ${JSON.stringify(fate)}`, order, [], act);
 });
 
+/** So that each step of a payment is seen, however few histories the machine has time for. */
+const examples: [fc.AsyncCommand<Model, World>[]][] = [
+  [[new Place(3), steps.pay(0, "ok"), steps.refund(0, { amount: 100n }), steps.cancel(0), steps.reconcile(1_000)]],
+  [[new Place(1), steps.pay(0, "reset"), steps.pay(0, "ok"), steps.cancel(0), steps.cancel(0)]],
+  [[new Place(1), steps.refund(0, {}), steps.pay(0, "decline"), steps.pay(0, "ok", { step: 1, when: "before" })]],
+  [[new Place(1), steps.payFromWallet(0), steps.pay(0, "ok"), steps.refund(0, {}), steps.refund(0, {})]],
+];
+
 test("random ways through payment lead to legal states, and the money adds up", async () => {
   const place = fc.integer({ min: 1, max: 3 }).map((quantity) => new Place(quantity));
-  const steps = [place, pay, pay, pay, payFromWallet, cancel, refund, refund, refund, reconcile, expire, late];
+  const any = [place, pay, pay, pay, payFromWallet, cancel, refund, refund, refund, reconcile, expire, late];
   const refusals = new Set<string>();
-  const property = fc.asyncProperty(fc.commands(steps, { maxCommands: MAX_STEPS, size: "max" }), async (commands) => {
+  const property = fc.asyncProperty(fc.commands(any, { maxCommands: MAX_STEPS, size: "max" }), async (commands) => {
     await fc.asyncModelRun(() => ({ model: { orders: 0 }, real: { targets: [], refusals } }), commands);
     await till.settle();
     await till.expectExact();
   });
-  await fc.assert(property, { numRuns: 1_000, interruptAfterTimeLimit: TIME_LIMIT, endOnFailure: true });
+  await fc.assert(property, { numRuns: 1_000, interruptAfterTimeLimit: TIME_LIMIT, endOnFailure: true, examples });
   const { rows } = await till.database.query(
     `select distinct coalesce(lag(state) over (partition by payment_id order by seq), '') || ' ' || state as step
        from payment_event`,

@@ -22,6 +22,7 @@ import {
   tokenOf,
 } from "../exact/shop.ts";
 import { createDatabase } from "../support/database.ts";
+import { run } from "../support/processes.ts";
 
 const dataDir = mkdtempSync(join(tmpdir(), "doorbuster-refund-"));
 afterAll(() => rmSync(dataDir, { recursive: true, force: true }));
@@ -31,12 +32,17 @@ const stocks: Stocks = {};
 const { BALANCE, EXTERNAL } = PaymentMethod;
 const { COMPLETED, REFUNDED, REFUNDING } = PaymentState;
 
+const script = join(import.meta.dirname, "../../scripts/payments.ts");
+/** Payments whose money has gone back, and not through the gateway. */
+const byHand = new Set<string>();
+
+let url: string;
 let database: Pool;
 let shops: [Clients, Clients];
 let shop: Clients;
 
 beforeAll(async () => {
-  const url = await createDatabase();
+  url = await createDatabase();
   database = openDatabase(url);
   const token = await tokenOf();
   const [one, two] = [await serverOn(url, env), await serverOn(url, env)];
@@ -66,8 +72,7 @@ const paymentOf = async ({ userId, paymentId }: Bought) =>
   (await shop.payments.getPayment({ userId, paymentId })).payment;
 const balanceOf = async ({ userId }: Bought) => (await shop.balances.getBalance({ userId })).balance?.amount;
 const stockOf = (variantId: string) => value(database, "select stock from variant where id = $1", variantId);
-/** Of a refund that is refused for ever the test has taken care. */
-const OPEN = "select count(*)::int from gateway_refund where state = 'PENDING' and next_try_time < 'infinity'";
+const OPEN = "select count(*)::int from gateway_refund where state = 'PENDING'";
 const settled = () => expect.poll(() => value(database, OPEN), { timeout: 20_000 }).toBe(0);
 
 test("an amount is money alone: the order stays paid, and more than is left is refused", async () => {
@@ -113,6 +118,43 @@ test("units come back with their share of the total, and the last one cancels th
   expect(issuedCoupons).toMatchObject([{ orderId: "" }]);
 });
 
+test("of several lines each comes back for itself, or none of them", async () => {
+  const prices = [700n, 0n, 333n];
+  const ids = await Promise.all(prices.map((price) => newVariant(shop, stocks, price, 10)));
+  const [a = "", free = "", b = ""] = ids;
+  const userId = await newUser(shop, 10_000n);
+  const wanted = ids.map((variantId, index) => ({ variantId, quantity: index + 1 }));
+  const { payment, order } = await shop.orders.checkout({ requestId: fresh(), userId, lines: wanted });
+  const target = { userId, orderId: order?.id ?? "", paymentId: payment?.id ?? "" };
+  const stocksNow = () => Promise.all(ids.map(stockOf));
+  const tooMany = refund(target, {
+    lines: [
+      { variantId: a, quantity: 1 },
+      { variantId: b, quantity: 4 },
+    ],
+  });
+  expect(await tally([tooMany])).toEqual({ PAYMENT_NOT_REFUNDABLE: 1 });
+  expect(await stocksNow()).toEqual([9, 8, 7]);
+  expect((await orderOf(target))?.lines.map(({ returnedQuantity }) => returnedQuantity)).toEqual([0, 0, 0]);
+  const first = await refund(target, { lines: [{ variantId: b, quantity: 1 }] });
+  expect(first).toMatchObject({ refundAmount: 333n, payment: { state: COMPLETED } });
+  const second = await refund(target, {
+    lines: [
+      { variantId: free, quantity: 2 },
+      { variantId: a, quantity: 1 },
+    ],
+  });
+  expect(second).toMatchObject({ refundAmount: 700n, payment: { state: COMPLETED } });
+  expect(await orderOf(target)).toMatchObject({
+    state: OrderState.PAID,
+    lines: [{ returnedQuantity: 1 }, { returnedQuantity: 2 }, { returnedQuantity: 1 }],
+  });
+  expect(await stocksNow()).toEqual([10, 10, 8]);
+  const last = await refund(target, { lines: [{ variantId: b, quantity: 2 }] });
+  expect(last).toMatchObject({ refundAmount: 666n, payment: { state: REFUNDED, refundedAmount: 1_699n } });
+  expect([await balanceOf(target), ...(await stocksNow())]).toEqual([10_000n, 10, 10, 10]);
+});
+
 test("cancelling gives back what is left, and a coupon that has run out stays used", async () => {
   const variantId = await newVariant(shop, stocks, 500n, 10);
   const target = await bought(variantId, 4, BALANCE, 200n);
@@ -135,6 +177,8 @@ test("what is refused: parts of nothing, of something else, of both kinds", asyn
     [{ lines: [units(variantId), units(variantId)] }, "ARGUMENT_INVALID"],
     [{ amount: 1n, lines: [units(variantId)] }, "ARGUMENT_INVALID"],
     [{ amount: -1n }, "ARGUMENT_INVALID"],
+    // Nothing must not be taken for everything.
+    [{ amount: 0n }, "ARGUMENT_INVALID"],
     [{ lines: [units(variantId, 0)] }, "ARGUMENT_INVALID"],
   ];
   for (const [part, reason] of wrong)
@@ -174,10 +218,18 @@ test("a gateway that refuses keeps the money on its way, and the order's story g
   await expect.poll(tries, { timeout: 10_000 }).toBeGreaterThan(0);
   expect(await paymentOf(target)).toMatchObject({ state: REFUNDING, refundedAmount: 0n, refundingAmount: 250n });
   expect((await orderOf(target))?.state).toBe(OrderState.CANCELLED);
-  // So that the other tests may wait for what is on its way.
-  await database.query("update gateway_refund set next_try_time = 'infinity' where payment_id = $1", [
-    target.paymentId,
-  ]);
+  const payments = (...args: string[]) =>
+    run(process.execPath, [script, ...args], { env: { DATABASE_URL: url } }).exited;
+  const { stdout } = await payments("list");
+  const [, id = ""] = /^refund {3}([\da-f-]{36}) .* 250, \d+ tries/m.exec(stdout) ?? [];
+  expect(await payments("settle-refund", id)).toMatchObject({ code: 1 });
+  expect(await payments("settle-refund", id, "bank transfer 7")).toMatchObject({ code: 0, stderr: "" });
+  expect(await payments("settle-refund", id, "bank transfer 7")).toMatchObject({ code: 1 });
+  expect(await paymentOf(target)).toMatchObject({ state: REFUNDED, refundedAmount: 250n, refundingAmount: 0n });
+  const { events } = await shop.payments.listPaymentEvents(target);
+  expect(events[0]).toMatchObject({ amount: -250n, cause: "settled by hand", gatewayReference: "bank transfer 7" });
+  byHand.add(target.paymentId);
+  expect(await payments("list")).toMatchObject({ code: 0, stdout: "nothing waits for the payment gateway\n" });
 });
 
 test.each([BALANCE, EXTERNAL])(
@@ -223,5 +275,6 @@ test("in the end everything adds up", async () => {
   for (const { kind, key, amount } of await books.entries()) {
     held.set(key, (held.get(key) ?? 0) + Number(amount) * (kind === "charge" ? 1 : -1));
   }
+  for (const id of byHand) held.set(id, (held.get(id) ?? 0) - 250);
   expect(held).toEqual(new Map(rows.map((row) => [row.id, row.held])));
 });

@@ -1,6 +1,12 @@
 /** Calls whose request does not come, or not as one request should: before there is anything to answer. */
 import { once } from "node:events";
-import { connect as connectHttp2, constants, type IncomingHttpHeaders, type OutgoingHttpHeaders, type Settings } from "node:http2";
+import {
+  connect as connectHttp2,
+  constants,
+  type IncomingHttpHeaders,
+  type OutgoingHttpHeaders,
+  type Settings,
+} from "node:http2";
 import { connect } from "node:net";
 import { deflateSync, gzipSync } from "node:zlib";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";

@@ -64,7 +64,7 @@ export type OrderLine = Message<"shop.v1.OrderLine"> & {
   lineTotal: bigint;
 
   /**
-   * Units given back by RefundPayment while the order stayed PAID.
+   * Units given back by RefundPayment. What a cancelled order still had comes back without being counted here.
    *
    * @generated from field: int32 returned_quantity = 8;
    */

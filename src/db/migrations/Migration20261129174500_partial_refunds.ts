@@ -47,7 +47,7 @@ export class Migration20261129174500_partial_refunds extends Migration {
     this.addSql(`create index "payment_pending_index" on "payment" ("next_try_time") where state = 'PENDING';`);
   }
 
-  /** Fails where parts were refunded or units returned, of which the version before knows nothing. */
+  /** Fails where refunds were made that the version before knows nothing of. */
   override down(): void | Promise<void> {
     this.addSql(`alter table "gateway_refund" add constraint "whole" check ("id" = "payment_id");`);
     this.addSql(

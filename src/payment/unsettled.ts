@@ -1,0 +1,44 @@
+/** For operators: what the gateway has not settled yet, and refunds that were made in another way. */
+import type { EntityManager } from "@mikro-orm/postgresql";
+import { touch } from "../db/command.ts";
+import type { Database } from "../db/database.ts";
+import { GatewayRefund, Payment } from "./payment.entity.ts";
+import { finishRefund } from "./settlement.ts";
+
+/** A pending payment, or a refund on its way: `amount` in minor units, `tries` so far. */
+export type Unsettled = Readonly<{
+  kind: "payment" | "refund";
+  id: string;
+  orderId: string;
+  amount: string;
+  tries: number;
+  createTime: Date;
+}>;
+
+/** The oldest of them, up to `limit`. */
+export async function listUnsettled(em: EntityManager, limit: number): Promise<Unsettled[]> {
+  const rows = await em.execute<(Omit<Unsettled, "createTime"> & { createTime: string })[]>(
+    `select 'payment' as kind, id, order_id as "orderId", amount, tries, create_time as "createTime"
+       from payment where state = 'PENDING'
+      union all
+     select 'refund', id, order_id, amount, tries, create_time from gateway_refund where state = 'PENDING'
+      order by "createTime" limit ?`,
+    [limit],
+  );
+  return rows.map(({ createTime, ...rest }) => ({ ...rest, createTime: new Date(createTime) }));
+}
+
+/**
+ * Notes that a refund that is on its way was made in another way, such as a bank transfer: `reference` says how. The gateway
+ * is not asked for it any more; it must not be able to make it, too. Answers whether there was such a refund.
+ */
+export async function settleRefund(db: Database, id: string, reference: string): Promise<boolean> {
+  const pending = "select order_id from gateway_refund where state = 'PENDING' and id = ?";
+  const [row] = await db.maintain((em) => em.execute<{ order_id: string }[]>(pending, [id]));
+  if (!row) return false;
+  const key = { orderId: row.order_id, id };
+  return db.apply({
+    touches: [touch(GatewayRefund, key), touch(Payment, { orderId: row.order_id })],
+    decide: (tx) => finishRefund(tx, key, reference, "settled by hand"),
+  });
+}
