@@ -183,37 +183,55 @@ test("a process that dies before, while or after the gateway is asked leaves wha
   expect(await Promise.all(targets.map(stateOf))).toEqual([pending, OrderState.PAID, pending, pending]);
 });
 
-test("64 callers of two processes pay, cancel and refund ten orders at once: each ends in one state, the money in its place", async () => {
+test("64 callers of two processes pay, cancel, refund and expire ten orders at once: each ends in one state, the money in its place", async () => {
   const second = await serverOn(url, env);
-  const shops = [shop, clientsOf(new GrpcClient(second, await tokenOf()).transport)];
-  const targets = await many(10, () => placed(700n));
-  const tokens = ["ok", "decline", "hang-approved", "reset", "hang"];
-  await many(64, async (index) => {
-    const nth = index % 10;
+  const shops = [shop, clientsOf(new GrpcClient(second, await tokenOf()).transport)] as const;
+  const targets = await many(10, () => placed(7_000n));
+  const ids = targets.map(({ orderId }) => orderId);
+  // Their time passes while they are being paid and cancelled.
+  await database.query("update shop_order set expire_time = now() + interval '2 seconds' where id = any($1)", [ids]);
+  const legal = new Set([
+    ...["OK", "ORDER_NOT_PAYABLE", "ORDER_NOT_CANCELLABLE", "PAYMENT_IN_PROGRESS", "PAYMENT_DECLINED"],
+    ...["PAYMENT_NOT_REFUNDABLE", "INSUFFICIENT_BALANCE"],
+  ]);
+  const outcomes = new Set<string>();
+  const note = (call: Promise<unknown>) =>
+    call.then(() => "OK", reasonOf).then((outcome) => void outcomes.add(outcome));
+  const act = async (index: number, round: number) => {
+    const nth = (index + round) % 10;
     const target = targets[nth] as (typeof targets)[number];
-    const { orders, payments } = shops[Math.floor(index / 3) % 2] as Clients;
-    const kind = Math.floor(index / 10) % 4;
-    // Some orders are never cancelled, or all would end alike.
-    if (kind === 3 && nth < 4) return orders.cancelOrder({ requestId: fresh(), ...target }).catch(reasonOf);
-    const paymentToken = kind === 3 ? "ok" : (tokens[Math.floor(index / 2) % tokens.length] ?? "");
-    const how = kind === 1 && nth % 2 === 0 ? PaymentMethod.BALANCE : method;
-    const paid = payments.payOrder({ requestId: fresh(), ...target, method: how, paymentToken });
+    const { orders, payments } = shops[index % 2] as Clients;
+    const kind = Math.floor(index / 10 + round) % 4;
+    // Some are never cancelled, and some are never paid, or all would end alike.
+    if (kind === 3 && nth < 4) return note(orders.cancelOrder({ requestId: fresh(), ...target }));
+    const token = nth >= 8 ? "hang" : ["ok", "decline", "hang-approved", "reset"][(index + round) % 4];
+    const how = kind === 1 && nth % 2 === 0 && nth < 8 ? PaymentMethod.BALANCE : method;
+    const pay = { requestId: fresh(), ...target, method: how, paymentToken: token ?? "" };
+    const paid = payments.payOrder(pay);
+    await note(paid);
     const { payment } = await paid.catch(() => ({ payment: undefined }));
     if (payment?.state !== PaymentState.COMPLETED) return;
     const key = { userId: target.userId, paymentId: payment.id };
-    const part = { amount: nth < 7 ? 100n : 0n };
-    return many(2, () => payments.refundPayment({ requestId: fresh(), ...key, ...part }).catch(reasonOf));
+    const part = nth === 7 ? {} : { amount: 400n };
+    await many(2, () => note(payments.refundPayment({ requestId: fresh(), ...key, ...part })));
+  };
+  await many(64, async (index) => {
+    for (let round = 0; round < 8; round += 1) await act(index, round);
   });
+  const open = () =>
+    value(database, "select count(*)::int from shop_order where state = 'PENDING_PAYMENT' and id = any($1)", ids);
+  await expect.poll(open, { timeout: 20_000 }).toBe(0);
   await settled();
-  const held = await moved(targets.map(({ orderId }) => orderId));
+  expect([...outcomes].filter((outcome) => !legal.has(outcome))).toEqual([]);
+  const held = await moved(ids);
   for (const { orderId } of targets) {
     const sql = `select coalesce(sum(amount - refunded_amount), 0)::int from payment
                   where order_id = $1 and method = 'EXTERNAL' and state = 'COMPLETED'`;
     expect(Number(held.get(orderId))).toBe(await value(database, sql, orderId));
   }
-  const states = new Set(await Promise.all(targets.map(stateOf)));
-  expect(states).toContain(OrderState.PAID);
-  expect(states).toContain(OrderState.CANCELLED);
+  const { PAID, CANCELLED, EXPIRED } = OrderState;
+  const states = await Promise.all(targets.map(stateOf));
+  expect(new Set(states)).toEqual(new Set([PAID, CANCELLED, EXPIRED]));
   await expectExact(database, stocks);
 });
 
