@@ -75,6 +75,24 @@ export class External {
     return due.length;
   }
 
+  /**
+   * Applies what the gateway says of a payment by itself. With `unknown` it is asked at once; of a payment that is settled,
+   * or none of ours, nothing changes.
+   *
+   * @throws DomainError DATABASE_UNAVAILABLE
+   */
+  async hear(paymentId: string, answer: GatewayAnswer): Promise<void> {
+    const payment = await this.#db.find(Payment, { id: paymentId });
+    if (!payment?.nextTryTime) return;
+    const { orderId, id } = payment;
+    if (answer.outcome !== "unknown") {
+      await this.#apply({ orderId, id }, answer, "the gateway, by itself");
+      return;
+    }
+    const due = "update payment set next_try_time = ? where order_id = ? and id = ? and next_try_time is not null";
+    await this.#db.maintain((em) => em.execute(due, [this.#db.now().toISOString(), orderId, id]));
+  }
+
   /** What is stored as the answer is the id of the payment: its state is looked up when the request comes again. */
   async #begin(call: Write, userId: string, orderId: string): Promise<Payment> {
     const asksAgain = this.#options.timeoutMs + ASK_AGAIN_MARGIN;
@@ -126,7 +144,7 @@ export class External {
     }
     const refund = { refundKey: `${id}-refund`, key: id, amount: BigInt(amount) };
     const answer = await answerWithin(timeoutMs, (signal) => gateway.refund(refund, signal));
-    if (answer.outcome === "unknown") return;
+    if (answer.outcome !== "refunded") return;
     await this.#db.apply({
       touches: touchesOf(orderId),
       decide: (tx) => finishRefund(tx, { orderId, id }, answer.reference),

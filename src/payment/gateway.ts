@@ -10,8 +10,13 @@ export type GatewayAnswer = Readonly<
   | { outcome: "unknown" }
 >;
 
-/** Whether the money is on its way back. Anything but a yes is `unknown`: it is asked for again with the same key. */
-export type RefundAnswer = Readonly<{ outcome: "refunded"; reference: string } | { outcome: "unknown" }>;
+/**
+ * Whether the money is on its way back. Anything but a yes is asked for again with the same key; `refused` is a no that the
+ * gateway gives a reason for.
+ */
+export type RefundAnswer = Readonly<
+  { outcome: "refunded"; reference: string } | { outcome: "refused"; code: string } | { outcome: "unknown" }
+>;
 
 /** Money to take: `amount` in minor units of `currency`; `token` stands for the card, and was made by the gateway's own form. */
 export type Charge = Readonly<{ key: string; amount: bigint; currency: string; token: string }>;
