@@ -62,7 +62,7 @@ export class StripeGateway implements PaymentGateway {
       protocol: secure ? "https" : "http",
       host: apiUrl.hostname,
       port: apiUrl.port || (secure ? 443 : 80),
-      // Every POST has an idempotency key, with which a second try is safe.
+      // With a second try nothing is done twice: every POST has an idempotency key, the library's own where none is given.
       maxNetworkRetries: 1,
       telemetry: false,
       httpClient: Stripe.createFetchHttpClient((url: string | URL | Request, init?: RequestInit) =>
@@ -174,7 +174,7 @@ export class StripeGateway implements PaymentGateway {
     const params = { payment_method: token, error_on_requires_action: true };
     let intent: Stripe.PaymentIntent;
     try {
-      intent = await this.#stripe.paymentIntents.confirm(id, params, { idempotencyKey: `${key}-confirm` });
+      intent = await this.#stripe.paymentIntents.confirm(id, params);
     } catch (error) {
       const code = refusalOf(error);
       if (code === undefined) throw error;
@@ -229,9 +229,8 @@ function mayBeForgotten(key: string): boolean {
 /** Stripe's word for its no; undefined for a failure that leaves open what became of the request. */
 function refusalOf(error: unknown): string | undefined {
   const { StripeCardError, StripeInvalidRequestError } = Stripe.errors;
-  if (!(error instanceof StripeCardError || error instanceof StripeInvalidRequestError)) return undefined;
-  // Of the same type are 409 and 429: another request has the key or the intent just now.
-  return [400, 402, 404].includes(error.statusCode ?? 0) ? codeOf(error) : undefined;
+  const refused = error instanceof StripeCardError || error instanceof StripeInvalidRequestError;
+  return refused ? codeOf(error) : undefined;
 }
 
 /** Of a card that was declined it is the bank's reason. */

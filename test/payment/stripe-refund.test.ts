@@ -61,3 +61,12 @@ test("429 and silence are unknown", async () => {
   expect(await refund(key, `${key}-refund`)).toEqual({ outcome: "unknown" });
   expect(await refund(key, `${key}-refund`)).toMatchObject({ outcome: "refunded" });
 });
+
+test("two that ask at once with one key give the money back once", async () => {
+  const key = newKey();
+  await charge(key);
+  const answers = await Promise.all([1, 2].map(() => refund(key, `${key}-part`, 300n)));
+  expect(answers[0]).toMatchObject({ outcome: "refunded" });
+  expect(answers[1]).toEqual(answers[0]);
+  expect(books.held(key)).toBe(400);
+});

@@ -25,9 +25,9 @@ test("approved: one intent, of cards alone, over the amount in the currency's ow
     { status: "succeeded", amount: 700, currency: "krw", payment_method_types: ["card"] },
   ]);
   expect(await retrieve(key)).toEqual({ outcome: "approved", reference: books.intentsOf(key)[0]?.id });
+  expect(failures).toEqual([]);
   expect(await charge(key)).toMatchObject({ outcome: "approved" });
   expect(books.held(key)).toBe(700);
-  expect(failures).toEqual([]);
 });
 
 describe("declined, with Stripe's own code, and nothing can be taken later", () => {
@@ -41,7 +41,7 @@ describe("declined, with Stripe's own code, and nothing can be taken later", () 
     expect(await charge(key, token)).toEqual({ outcome: "declined", reference: expect.stringMatching(/^pi_/), code });
     expect(statusesOf(key)).toEqual(["canceled"]);
     expect(await retrieve(key)).toMatchObject({ outcome: "declined" });
-    await charge(key);
+    expect(await charge(key)).toMatchObject({ outcome: "declined" });
     expect(books.held(key)).toBe(0);
   });
 
