@@ -97,7 +97,7 @@ test("a refund that was pending is done as soon as Stripe says so", async () => 
   const paymentId = (await pay(target)).payment?.id ?? "";
   books.refundStatus = "pending";
   await state.shop.payments.refundPayment({ requestId: "refund", userId: target.userId, paymentId });
-  await expect.poll(() => books.held(paymentId)).toBe(0);
+  await expect.poll(() => books.held(paymentId), { timeout: 10_000 }).toBe(0);
   await askLater();
   const refund = books.refunds.at(-1);
   if (refund) refund.status = "succeeded";

@@ -176,6 +176,12 @@ test("one that the bank still works on is unknown until it is done", async () =>
   expect(await retrieve(key)).toMatchObject({ outcome: "approved" });
 });
 
+test("a bank that wants the buyer there declines at once: the intent never waits for anybody", async () => {
+  const key = newKey();
+  await charge(key, "pm_card_authenticationRequired");
+  expect(books.intentsOf(key)[0]?.last_payment_error).toMatchObject({ code: "authentication_required" });
+});
+
 test("an intent that waits for the buyer is cancelled", async () => {
   const key = newKey();
   await charge(key, "pm_slow");
