@@ -32,6 +32,7 @@ import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
 import { eventHandler } from "./event/event.handler.ts";
 import { EventFeed } from "./event/event.service.ts";
+import { openGateway } from "./gateways.ts";
 import { Order, OrderLine } from "./order/order.entity.ts";
 import { orderHandler } from "./order/order.handler.ts";
 import { Orders } from "./order/order.service.ts";
@@ -44,11 +45,10 @@ import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
 import { purgeEvents } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
 import { EventTail } from "./outbox/tail.ts";
-import { assertAllSettled, External } from "./payment/external.ts";
+import { assertAllSettled, type External } from "./payment/external.ts";
 import { GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
-import { SandboxGateway } from "./payment/sandbox.ts";
 import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
@@ -139,7 +139,8 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
-  const external = externalOf(config, db, log);
+  const gateway = await openGateway(config, db, log);
+  const external = gateway?.external;
   const orders = new Orders(db, config.orderTtlMs, external !== undefined);
   const ranking = new Ranking(db);
   const jobs = startJobs(config, log, db, orders, ranking);
@@ -161,6 +162,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
       route(RankingService, rankingHandler(ranking, watching)),
       route(EventService, eventHandler(new EventFeed(db, tail))),
     ],
+    webhooks: gateway?.webhooks,
     verifier: createVerifier(secret ? { secret } : { jwksUrl: config.jwksUrl ?? "" }, {
       issuer: config.jwtIssuer,
       audience: config.jwtAudience,
@@ -185,24 +187,6 @@ function routesOf(config: Config, db: Database, orders: Orders, external: Extern
     route(OrderService, orderHandler(orders)),
     route(PaymentService, paymentHandler(new Payments(db, external))),
   ];
-}
-
-/** Payments through the gateway that is set up; undefined when none is. */
-function externalOf(
-  { paymentGateway, paymentTimeoutMs, currency, dataDir }: Config,
-  db: Database,
-  log: Logger,
-): External | undefined {
-  if (paymentGateway === "off") return undefined;
-  const gateway = new SandboxGateway(join(dataDir, "sandbox-gateway"));
-  return new External(db, {
-    gateway,
-    currency,
-    timeoutMs: paymentTimeoutMs,
-    observer: {
-      unsettled: (trouble) => log.error(trouble, "the payment gateway does not settle this; it is asked again"),
-    },
-  });
 }
 
 function startReconciler(log: Logger, external: External): Job {

@@ -6,7 +6,9 @@ import { resolve } from "node:path";
 
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 const DEMO = ["auto", "off"] as const;
-const PAYMENT_GATEWAYS = ["off", "sandbox"] as const;
+const PAYMENT_GATEWAYS = ["off", "sandbox", "stripe"] as const;
+/** Stripe counts these otherwise than ISO 4217 does, or takes only some of their amounts. */
+const NOT_THROUGH_STRIPE = ["BHD", "ISK", "JOD", "KWD", "MGA", "OMR", "TND", "UGX"];
 
 const MAX_INT64 = 2n ** 63n - 1n;
 const MINUTE = 60_000;
@@ -35,9 +37,11 @@ export type Config = {
   orderTtlMs: number;
   /**
    * PAYMENT_GATEWAY (off): who takes payments of method EXTERNAL. `sandbox` moves no money, answers by the payment token, and
-   * keeps its books in DATA_DIR.
+   * keeps its books in DATA_DIR; `stripe` takes cards.
    */
   paymentGateway: (typeof PAYMENT_GATEWAYS)[number];
+  /** Of PAYMENT_GATEWAY=stripe; undefined with any other. */
+  stripe: StripeConfig | undefined;
   /** PAYMENT_TIMEOUT (10s): how long the gateway may take to answer before a payment is answered as pending. */
   paymentTimeoutMs: number;
   /** IDEMPOTENCY_TTL (24h): how long an answer is kept for the same request id. */
@@ -73,6 +77,15 @@ export type Config = {
   /** DEMO: `auto` loads the demo catalogue into an empty database. Default: auto with the embedded database, else off. */
   demo: (typeof DEMO)[number];
 };
+
+export type StripeConfig = Readonly<{
+  /** STRIPE_SECRET_KEY: a secret key (sk_...) or a restricted one (rk_...). */
+  secretKey: string;
+  /** STRIPE_WEBHOOK_SECRET: of the endpoint at /webhooks/stripe (whsec_...). Unset: there is none. */
+  webhookSecret: string | undefined;
+  /** STRIPE_API_URL (https://api.stripe.com): where the API is. Without TLS only on this machine. */
+  apiUrl: URL;
+}>;
 
 /** A setting that cannot be used. The message is one line for the operator. */
 export class ConfigError extends Error {
@@ -165,6 +178,28 @@ function currency(settings: Settings): string {
     : settings.refuse("CURRENCY", "an ISO 4217 code like KRW or USD");
 }
 
+/** None of what is wrong is shown: it is a secret, or meant to be one. */
+function stripe(settings: Settings): StripeConfig | undefined {
+  if (settings.text("PAYMENT_GATEWAY") !== "stripe") return undefined;
+  if (NOT_THROUGH_STRIPE.includes(currency(settings))) {
+    settings.refuse("CURRENCY", `none of ${NOT_THROUGH_STRIPE.join(", ")} with PAYMENT_GATEWAY=stripe`);
+  }
+  const secretKey = settings.text("STRIPE_SECRET_KEY") ?? "";
+  if (!/^[sr]k_\w+$/.test(secretKey)) {
+    settings.refuse("STRIPE_SECRET_KEY", "a key like sk_... or rk_... with PAYMENT_GATEWAY=stripe", "");
+  }
+  const webhookSecret = settings.text("STRIPE_WEBHOOK_SECRET");
+  if (webhookSecret !== undefined && !/^whsec_\S+$/.test(webhookSecret)) {
+    settings.refuse("STRIPE_WEBHOOK_SECRET", "the signing secret of an endpoint, like whsec_...", "");
+  }
+  const url = URL.parse(settings.text("STRIPE_API_URL") ?? "https://api.stripe.com");
+  const local = url?.protocol === "http:" && ["127.0.0.1", "[::1]", "localhost"].includes(url.hostname);
+  if (!url || !(local || url.protocol === "https:") || url.href !== `${url.origin}/`) {
+    return settings.refuse("STRIPE_API_URL", "an https URL without a path, or http on this machine", "");
+  }
+  return { secretKey, webhookSecret, apiUrl: url };
+}
+
 function eventSinkUrl(settings: Settings): URL | "off" | undefined {
   const text = settings.text("EVENT_SINK_URL");
   if (text === undefined || text === "off") return text;
@@ -220,6 +255,7 @@ export function readConfig(env: Environment): Config {
     maxBalance: settings.integer("MAX_BALANCE", 1_000_000_000n, 1n, MAX_INT64),
     orderTtlMs: settings.duration("ORDER_TTL", 15 * MINUTE, ["1s", 1_000], ["365d", 365 * DAY]),
     paymentGateway: settings.oneOf("PAYMENT_GATEWAY", "off", PAYMENT_GATEWAYS),
+    stripe: stripe(settings),
     paymentTimeoutMs: settings.duration("PAYMENT_TIMEOUT", 10_000, ["100ms", 100], ["5m", 5 * MINUTE]),
     idempotencyTtlMs: settings.duration("IDEMPOTENCY_TTL", DAY, ["1s", 1_000], ["365d", 365 * DAY]),
     eventSinkUrl: eventSinkUrl(settings),

@@ -69,7 +69,13 @@ const forbidden: Record<string, string[]> = {
     "./user.handler.ts",
     "../balance/balance.message.ts",
   ],
-  "src/payment/settlement.ts": ["../order/order.service.ts", "./payment.service.ts", "../../gen/shop/v1/payment_pb.ts"],
+  "src/payment/settlement.ts": [
+    "../order/order.service.ts",
+    "./payment.service.ts",
+    "../../gen/shop/v1/payment_pb.ts",
+    "stripe",
+  ],
+  "src/payment/stripe.ts": ["./external.ts", "../db/database.ts", "../order/order.entity.ts", "../rpc/webhook.ts"],
   "src/user/user.handler.ts": [
     "@mikro-orm/core",
     "@mikro-orm/postgresql",

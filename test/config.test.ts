@@ -18,6 +18,7 @@ test("without settings, everything has its default", () => {
     orderTtlMs: 900_000,
     idempotencyTtlMs: 86_400_000,
     paymentGateway: "off",
+    stripe: undefined,
     paymentTimeoutMs: 10_000,
     eventSinkUrl: undefined,
     eventSinkTimeoutMs: 10_000,
@@ -74,6 +75,7 @@ test("every setting is read", () => {
     orderTtlMs: 90_000,
     idempotencyTtlMs: 604_800_000,
     paymentGateway: "sandbox",
+    stripe: undefined,
     paymentTimeoutMs: 3_000,
     eventSinkUrl: new URL("https://user:secret@events.example/in?x=1"),
     eventSinkTimeoutMs: 2_000,
@@ -117,7 +119,7 @@ describe("a bad setting is refused with one line that names it", () => {
     ["ORDER_TTL", "15", /^ORDER_TTL is "15", but must be a duration such as 90s, 15m or 24h, from 1s to 365d$/],
     ["ORDER_TTL", "0s", /^ORDER_TTL is "0s", but must be a duration/],
     ["IDEMPOTENCY_TTL", "1 day", /^IDEMPOTENCY_TTL is "1 day"/],
-    ["PAYMENT_GATEWAY", "paypal", /^PAYMENT_GATEWAY is "paypal", but must be one of off, sandbox$/],
+    ["PAYMENT_GATEWAY", "paypal", /^PAYMENT_GATEWAY is "paypal", but must be one of off, sandbox, stripe$/],
     ["PAYMENT_TIMEOUT", "1ms", /^PAYMENT_TIMEOUT is "1ms", but must be a duration/],
     ["EVENT_SINK_URL", "ftp://root:hunter2@sink", /^EVENT_SINK_URL must be an http or https URL, or off$/],
     [
@@ -147,5 +149,45 @@ describe("a bad setting is refused with one line that names it", () => {
     const read = () => readConfig({ JWT_SECRET: SECRET, JWKS_URL: "https://issuer.example/jwks" });
     expect(read).toThrow(/^JWT_SECRET and JWKS_URL are both set/);
     expect(read).not.toThrow(SECRET);
+  });
+});
+
+describe("Stripe", () => {
+  const stripe = { PAYMENT_GATEWAY: "stripe", STRIPE_SECRET_KEY: "sk_test_hunter2" };
+
+  test("its settings are read where it is the gateway, and nowhere else", () => {
+    expect(readConfig(stripe).stripe).toEqual({
+      secretKey: "sk_test_hunter2",
+      webhookSecret: undefined,
+      apiUrl: new URL("https://api.stripe.com"),
+    });
+    const others = { STRIPE_WEBHOOK_SECRET: "whsec_1", STRIPE_API_URL: "http://127.0.0.1:12111" };
+    expect(readConfig({ ...stripe, ...others }).stripe).toMatchObject({
+      webhookSecret: "whsec_1",
+      apiUrl: new URL("http://127.0.0.1:12111"),
+    });
+    expect(readConfig({ STRIPE_SECRET_KEY: "hunter2" }).stripe).toBeUndefined();
+  });
+
+  const cases: [name: string, value: string, message: RegExp][] = [
+    [
+      "STRIPE_SECRET_KEY",
+      "",
+      /^STRIPE_SECRET_KEY must be a key like sk_\.\.\. or rk_\.\.\. with PAYMENT_GATEWAY=stripe$/,
+    ],
+    ["STRIPE_SECRET_KEY", "pk_test_hunter2", /^STRIPE_SECRET_KEY must be/],
+    ["STRIPE_WEBHOOK_SECRET", "hunter2", /^STRIPE_WEBHOOK_SECRET must be the signing secret of an endpoint/],
+    ["STRIPE_API_URL", "http://hunter2.example", /^STRIPE_API_URL must be an https URL without a path/],
+    ["STRIPE_API_URL", "https://api.stripe.com/hunter2", /^STRIPE_API_URL must be/],
+    ["STRIPE_API_URL", "https://u:hunter2@api.stripe.com", /^STRIPE_API_URL must be/],
+    ["CURRENCY", "KWD", /^CURRENCY is "KWD", but must be none of BHD, ISK, .* with PAYMENT_GATEWAY=stripe$/],
+    ["CURRENCY", "ISK", /^CURRENCY is "ISK"/],
+  ];
+
+  test.each(cases)("%s=%s is refused", (name, value, message) => {
+    const read = () => readConfig({ ...stripe, [name]: value });
+    expect(read).toThrow(ConfigError);
+    expect(read).toThrow(message);
+    expect(read).not.toThrow(/hunter2|\n/);
   });
 });

@@ -4,20 +4,24 @@ import { Code, ConnectError, type ConnectRouter, cors, type HandlerContext } fro
 import { errorToJson } from "@connectrpc/connect/protocol-connect";
 import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
+import type { Logger } from "pino";
 import { DomainError } from "../error.ts";
 import { type Arrival, type Call, callKey, type Rpc, requestIdOf } from "./call.ts";
 import { DEFAULT_DEADLINE_MS, type Door, gone, KEEPALIVE_MS, listen, MAX_REQUEST_BYTES, within } from "./door.ts";
 import { isMapped } from "./error-map.ts";
 import { encodeStreamed } from "./handler.ts";
 import type { Pipeline } from "./pipeline.ts";
+import { serveWebhook, type Webhooks } from "./webhook.ts";
 
 export type ConnectDoorOptions = Readonly<{
   host: string;
   port: number;
   /** Origins whose pages may call; "*" lets all. */
   corsOrigins: readonly string[];
+  webhooks: Webhooks;
   /** Whether the server can do its work: asked by GET /readyz. */
   ready: () => Promise<boolean>;
+  log: Logger;
 }>;
 
 type Mutable<T> = { -readonly [P in keyof T]: T[P] };
@@ -213,8 +217,13 @@ function createListener(unsent: Unsent, pipeline: Pipeline, options: ConnectDoor
     const path = request.url?.split("?", 1)[0] ?? "";
     if (path === "/healthz") return sendText(response, 200, "ok");
     if (path === "/readyz") return sendReady(response);
+    const webhook = options.webhooks.get(path);
     const rpc = byPath.get(path);
     const arrival = arrive(path, request, response);
+    if (webhook) {
+      tidyUp(unsent, pipeline, request, response);
+      return serveWebhook(webhook, { request, response, arrival, log: options.log });
+    }
     if (!rpc) {
       const unknown = new DomainError("METHOD_NOT_SERVED", "there is no such RPC");
       return sendNotFound(request, response, pipeline.turnAway(arrival, unknown));

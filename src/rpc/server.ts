@@ -5,6 +5,7 @@ import { type ConnectDoorOptions, openConnectDoor } from "./connect-door.ts";
 import { FLUSH_MS, within } from "./door.ts";
 import { openGrpcDoor } from "./grpc-door.ts";
 import { Pipeline, type Route } from "./pipeline.ts";
+import type { Webhooks } from "./webhook.ts";
 
 export { route } from "./pipeline.ts";
 
@@ -15,6 +16,8 @@ export type ServeOptions = Readonly<{
   httpPort: number;
   corsOrigins: ConnectDoorOptions["corsOrigins"];
   routes: readonly Route[];
+  /** What other services may call by plain HTTP. */
+  webhooks?: Webhooks | undefined;
   verifier: Verifier;
   log: Logger;
   /** The refusal of writes that come now, while too many wait. */
@@ -38,10 +41,11 @@ export type Served = Readonly<{
  *   is left listening then.
  */
 export async function serve(options: ServeOptions): Promise<Served> {
-  const { host, grpcPort, httpPort: port, corsOrigins, ready, log } = options;
+  const { host, grpcPort, httpPort: port, webhooks = new Map(), corsOrigins, ready, log } = options;
   const pipeline = new Pipeline(options.routes, options.verifier, log, options.overload);
   const grpc = await openGrpcDoor(pipeline, host, grpcPort);
-  const http = await openConnectDoor(pipeline, { host, port, corsOrigins, ready }).catch(async (error: unknown) => {
+  const door = { host, port, corsOrigins, webhooks, ready, log };
+  const http = await openConnectDoor(pipeline, door).catch(async (error: unknown) => {
     await grpc.close(0);
     throw error;
   });

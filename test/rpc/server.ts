@@ -11,6 +11,7 @@ import { DomainError } from "../../src/error.ts";
 import { createVerifier, sign, type TokenClaims, type Verifier } from "../../src/rpc/auth.ts";
 import { write } from "../../src/rpc/handler.ts";
 import { route, serve } from "../../src/rpc/server.ts";
+import type { Webhooks } from "../../src/rpc/webhook.ts";
 import { connectClient, type DoorClient, grpcClient, grpcWebClient } from "./clients.ts";
 
 export const secret = Buffer.from("a secret of the tests, long enough for HS256");
@@ -74,6 +75,7 @@ export type Overrides = {
   verifier?: Verifier;
   corsOrigins?: string[];
   ready?: () => Promise<boolean>;
+  webhooks?: Webhooks;
   overload?: () => DomainError | undefined;
   log?: Logger;
 };
@@ -94,6 +96,7 @@ export async function startServer(overrides: Overrides = {}) {
     verifier: overrides.verifier ?? createVerifier({ secret }),
     log: overrides.log ?? pino(sink),
     ready: overrides.ready ?? (async () => true),
+    webhooks: overrides.webhooks,
     ...(overrides.overload && { overload: overrides.overload }),
   });
   const grpc = grpcClient(served.grpcPort);
