@@ -27,7 +27,9 @@ const claim = (table: string, returning: string) => `
 const CLAIM_PAYMENTS = claim("payment", "p.tries");
 const CLAIM_REFUNDS = claim("gateway_refund", `p.tries, p.payment_id as "paymentId", p.amount`);
 
-const ASK_NOW = "update payment set next_try_time = ? where order_id = ? and id = ? and state = 'PENDING'";
+const askNow = (table: string, id: string) =>
+  `update ${table} set next_try_time = ? where order_id = ? and ${id} = ? and state = 'PENDING'`;
+const ASK_NOW = [askNow("payment", "id"), askNow("gateway_refund", "payment_id")];
 
 type DuePayment = { orderId: string; id: string; tries: number };
 type DueRefund = DuePayment & { paymentId: string; amount: string };
@@ -113,14 +115,18 @@ export class External {
   }
 
   /**
-   * What the gateway says of a payment without having been asked. `unknown`: it is asked at once. Of a payment that is
-   * unknown or settled nothing changes.
+   * What the gateway says of a payment without having been asked. `unknown`: it is asked at once, for refunds too. Of a
+   * payment that is not known here, or settled, nothing changes.
    */
   async hear(id: string, answer: GatewayAnswer): Promise<void> {
     const payment = await this.#db.find(Payment, { id });
-    if (payment?.state !== "PENDING") return;
-    if (answer.outcome !== "unknown") await this.#apply(payment, answer, "the gateway's message");
-    else await this.#db.maintain((em) => em.execute(ASK_NOW, [this.#db.now().toISOString(), payment.orderId, id]));
+    if (!payment) return;
+    if (answer.outcome === "unknown") {
+      const values = [this.#db.now().toISOString(), payment.orderId, id];
+      await this.#db.maintain(async (em) => {
+        for (const sql of ASK_NOW) await em.execute(sql, values);
+      });
+    } else if (payment.state === "PENDING") await this.#apply(payment, answer, "the gateway's message");
   }
 
   #claim<D>(sql: string, limit: number): Promise<D[]> {

@@ -28,7 +28,7 @@ test("an answer that is lost: the refund is found", async () => {
   const key = newKey();
   await charge(key);
   stripe.hold(/POST \/v1\/refunds/, "answers");
-  expect(await refund(key, `${key}-r`, 700n, 200)).toEqual({ outcome: "unknown" });
+  expect(await refund(key, `${key}-r`, 700n, 200)).toMatchObject({ outcome: "unknown" });
   stripe.forgetKeys();
   expect(await refund(key, `${key}-r`)).toMatchObject({ outcome: "refunded" });
   expect(books.held(key)).toBe(0);
@@ -46,7 +46,7 @@ test("pending is not known yet, and may fail", async () => {
   const key = newKey();
   await charge(key);
   books.refundStatus = "pending";
-  expect(await refund(key, `${key}-refund`)).toEqual({ outcome: "unknown" });
+  expect(await refund(key, `${key}-refund`)).toMatchObject({ outcome: "unknown" });
   const made = books.refunds.at(-1) ?? {};
   Object.assign(made, { status: "failed", failure_reason: "expired_or_canceled_card" });
   expect(await refund(key, `${key}-refund`)).toEqual({ outcome: "refused", code: "expired_or_canceled_card" });
@@ -58,7 +58,7 @@ test("429 and silence are unknown", async () => {
   const key = newKey();
   await charge(key);
   stripe.fail(/POST \/v1\/refunds/, 429);
-  expect(await refund(key, `${key}-refund`)).toEqual({ outcome: "unknown" });
+  expect(await refund(key, `${key}-refund`)).toMatchObject({ outcome: "unknown" });
   expect(await refund(key, `${key}-refund`)).toMatchObject({ outcome: "refunded" });
 });
 

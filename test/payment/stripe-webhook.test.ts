@@ -10,7 +10,7 @@ import { stripeShop, type Target, WEBHOOK_SECRET } from "../support/stripe-shop.
 const CONFIRM = /\/confirm$/;
 const MAX_BODY = 1024 * 1024;
 
-const { stripe, books, state, another, placed, pay, stateOf, due, settled } = await stripeShop();
+const { stripe, books, state, another, placed, pay, stateOf, due, notDue, settled } = await stripeShop();
 
 const now = () => Math.floor(Date.now() / 1_000);
 
@@ -43,12 +43,9 @@ async function taken(): Promise<Target & { paymentId: string; intent: object }> 
   stripe.hold(CONFIRM, "answers");
   const { payment } = await pay(target);
   const paymentId = payment?.id ?? "";
-  await askLater();
+  await notDue();
   return { ...target, paymentId, intent: books.intentsOf(paymentId)[0] ?? {} };
 }
-
-const askLater = () =>
-  state.database.query("update payment set next_try_time = now() + interval '1 hour' where next_try_time is not null");
 
 async function paymentOf({ userId, paymentId }: { userId: string; paymentId: string }) {
   const key = { userId, paymentId };
@@ -76,7 +73,7 @@ test.each(["payment_intent.payment_failed", "payment_intent.canceled"])("%s: Str
   const target = await placed();
   stripe.hold(CONFIRM, "arrives");
   const { payment } = await pay(target);
-  await askLater();
+  await notDue();
   const paymentId = payment?.id ?? "";
   expect((await send(eventOf(type, books.intentsOf(paymentId)[0] ?? {}))).status).toBe(200);
   await settled();
@@ -98,7 +95,7 @@ test("a refund that was pending is done as soon as Stripe says so", async () => 
   books.refundStatus = "pending";
   await state.shop.payments.refundPayment({ requestId: "refund", userId: target.userId, paymentId });
   await expect.poll(() => books.held(paymentId), { timeout: 10_000 }).toBe(0);
-  await askLater();
+  await notDue();
   const refund = books.refunds.at(-1);
   if (refund) refund.status = "succeeded";
   expect((await send(eventOf("refund.updated", refund ?? {}))).status).toBe(200);

@@ -13,6 +13,17 @@ import { STRIPE_KEY, startStripe } from "./stripe.ts";
 export const WEBHOOK_SECRET = "whsec_hunter2";
 export const PRICE = 700n;
 
+/** What Stripe has not settled yet. */
+const UNSETTLED = `
+  select (select count(*) from payment where state = 'PENDING')::int
+       + (select count(*) from gateway_refund where state = 'PENDING')::int`;
+
+async function askFrom(database: Pool, time: string): Promise<void> {
+  for (const table of ["payment", "gateway_refund"]) {
+    await database.query(`update ${table} set next_try_time = ${time} where state = 'PENDING'`);
+  }
+}
+
 export type Target = { userId: string; orderId: string };
 
 /** Opens the shop before the tests of the file. A payment is asked about as soon as `due()` is called, or after six seconds. */
@@ -63,12 +74,9 @@ export async function stripeShop() {
     paymentIdOf: ({ orderId }: Target): Promise<string> =>
       value(state.database, "select id::text from payment where order_id = $1", orderId),
     /** As if the time had passed after which the gateway is asked. */
-    due: () => state.database.query("update payment set next_try_time = now() where next_try_time is not null"),
-    settled: () =>
-      expect
-        .poll(() => value(state.database, "select count(*)::int from payment where next_try_time is not null"), {
-          timeout: 30_000,
-        })
-        .toBe(0),
+    due: () => askFrom(state.database, "now()"),
+    /** As if nobody was going to ask for long. */
+    notDue: () => askFrom(state.database, "now() + interval '1 hour'"),
+    settled: () => expect.poll(() => value(state.database, UNSETTLED), { timeout: 30_000 }).toBe(0),
   };
 }
