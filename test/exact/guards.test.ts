@@ -35,7 +35,9 @@ function purchaseOf(userId: string, variantIds: readonly string[], quantity = 1)
   return { userId, lines, fromCart: false, issuedCouponId: undefined, expectedTotal: undefined };
 }
 
-const sell = "update variant set stock = stock - 1, version = version + 1 where id = any($1)";
+/** By hand: no order tells of it. */
+const sell =
+  "update variant set stock = stock - 1, supplied = supplied - 1, version = version + 1 where id = any($1)";
 const stocksOf = (ids: readonly string[]) =>
   value<string>(database, "select string_agg(stock::text, ',' order by position) from variant where id = any($1)", ids);
 
@@ -55,7 +57,10 @@ describe("trap 1: two versioned rows in one flush of the ORM", () => {
     await commit(other);
     const error = await committed;
     if (error) await em.rollback();
-    return { stocks: await stocksOf(variantIds), error };
+    const stocks = await stocksOf(variantIds);
+    // The ORM has sold them to nobody, which the books of this database are not to show.
+    await database.query("delete from variant where id = any($1)", [variantIds]);
+    return { stocks, error };
   }
 
   test("at READ COMMITTED an update is lost, which is why the service writes by itself", async () => {
