@@ -65,7 +65,8 @@ async function writingEnded(admin: Client): Promise<boolean> {
 export async function audit(admin: Client, { what, done, unheard, ranked }: Expected): Promise<void> {
   const broken: string[] = [];
   if (ranked && unheard > 0 && !(await writingEnded(admin))) broken.push("the service does not stop writing");
-  if (ranked && !(await rankingCaughtUp(admin))) broken.push(`the ranking is behind after ${RANKING_TIMEOUT / 1_000} s`);
+  if (ranked && !(await rankingCaughtUp(admin)))
+    broken.push(`the ranking is behind after ${RANKING_TIMEOUT / 1_000} s`);
   for (const verdict of (await checkInvariants(admin)).verdicts) {
     // Where the service does not run, all events pass for counted.
     if (verdict.name === RANKING && !ranked) continue;

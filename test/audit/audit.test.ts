@@ -230,8 +230,12 @@ describe("what can't be checked is one line, and exit code 2", () => {
   });
 
   test("nobody there", async () => {
-    expect(await audit("postgres://nobody:x@127.0.0.1:1/nothing")).toMatchObject(refused(/^[^\n]*ECONNREFUSED[^\n]*\n$/));
-    expect(await audit("postgres://nobody:x@localhost:1/nothing")).toMatchObject(refused(/^[^\n]*ECONNREFUSED[^\n]*\n$/));
+    expect(await audit("postgres://nobody:x@127.0.0.1:1/nothing")).toMatchObject(
+      refused(/^[^\n]*ECONNREFUSED[^\n]*\n$/),
+    );
+    expect(await audit("postgres://nobody:x@localhost:1/nothing")).toMatchObject(
+      refused(/^[^\n]*ECONNREFUSED[^\n]*\n$/),
+    );
   });
 
   test("no such database", async () => {

@@ -36,8 +36,7 @@ function purchaseOf(userId: string, variantIds: readonly string[], quantity = 1)
 }
 
 /** By hand: no order tells of it. */
-const sell =
-  "update variant set stock = stock - 1, supplied = supplied - 1, version = version + 1 where id = any($1)";
+const sell = "update variant set stock = stock - 1, supplied = supplied - 1, version = version + 1 where id = any($1)";
 const stocksOf = (ids: readonly string[]) =>
   value<string>(database, "select string_agg(stock::text, ',' order by position) from variant where id = any($1)", ids);
 

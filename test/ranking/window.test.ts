@@ -109,7 +109,9 @@ test("whatever is sold, given up and passes by", async () => {
         const [answer, expected] = await both(query);
         expect(answer).toEqual(expected);
       }
-      const { rows } = await client.query(invariants["the totals of the ranking are the sums of their hours"]?.broken ?? "");
+      const { rows } = await client.query(
+        invariants["the totals of the ranking are the sums of their hours"]?.broken ?? "",
+      );
       expect(rows).toEqual([]);
     }),
     { numRuns: 15 },

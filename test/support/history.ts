@@ -86,7 +86,8 @@ const line = (n: number) =>
   `jsonb_build_object('variant_id', ${idOf("variant", `v${n}`)}, 'product_id', ${idOf("product", `v${n}`)}, 'quantity', q${n})`;
 const order = `jsonb_build_object('order_id', id, 'user_id', user_id, 'state', state, 'total', total::text, 'pay_time', pay_time,
                                   'lines', jsonb_build_array(${line(1)}, ${line(2)}))`;
-const payment = "jsonb_build_object('payment_id', payment_id, 'order_id', id, 'user_id', user_id, 'amount', total::text)";
+const payment =
+  "jsonb_build_object('payment_id', payment_id, 'order_id', id, 'user_id', user_id, 'amount', total::text)";
 const piece = "jsonb_build_object('coupon_id', coupon_id, 'user_id', user_id, 'issued_coupon_id', piece_id)";
 
 const EVENTS = [
