@@ -27,7 +27,7 @@ async function main(): Promise<void> {
       });
     } finally {
       drawAside(1, 1);
-      client.release(true);
+      client.release();
     }
   });
   console.log(values.json ? toJson(found) : toText(found));
