@@ -4,7 +4,7 @@ import { type Client, DatabaseError } from "pg";
 /** Fewer than the tokens that the service keeps, so that checking them is not what is measured. */
 export const USERS = 8_192;
 export const PRODUCTS = 10_000;
-export const STOCK = 1_000_000_000;
+const STOCK = 1_000_000_000;
 export const PRICE = 1_000;
 const BALANCE = 1_000_000_000;
 const RESET_ATTEMPTS = 5;
@@ -45,9 +45,9 @@ const RESET = `
   insert into product (id, name, description, create_time, update_time, revision)
     select ('${prefix.product}' || ${FIRST} + n)::uuid, 'Product ' || n, 'Thing number ' || n || ', to measure with',
            now(), now(), 1 from generate_series(0, ${PRODUCTS} - 1) n;
-  insert into variant (id, product_id, position, product_name, name, price, stock)
+  insert into variant (id, product_id, position, product_name, name, price, stock, supplied)
     select ('${prefix.variant}' || ${FIRST} + n)::uuid, ('${prefix.product}' || ${FIRST} + n)::uuid, 1, 'Product ' || n,
-           'Standard', ${PRICE}, ${STOCK} from generate_series(0, ${PRODUCTS} - 1) n;
+           'Standard', ${PRICE}, ${STOCK}, ${STOCK} from generate_series(0, ${PRODUCTS} - 1) n;
   insert into coupon (id, name, discount_amount, min_order_amount, valid_from, valid_until, total_quantity, issued,
                       per_user_limit, create_time)
     values ('${idOf("coupon", 0)}', 'Everybody''s', 500, 0, now() - interval '1 day', now() + interval '1 year',

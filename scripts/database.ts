@@ -26,12 +26,12 @@ export async function withDatabase<T>(work: (orm: Orm) => Promise<T>): Promise<T
   }
 }
 
-/** Runs a command to its end; what goes wrong is one line and exit code 1. */
-export async function command(main: () => Promise<void>): Promise<void> {
+/** Runs a command to its end; what goes wrong is one line and that exit code. */
+export async function command(main: () => Promise<void>, exitCode = 1): Promise<void> {
   try {
     await main();
   } catch (error) {
     console.error((error as Error).message.split("\n", 1)[0]);
-    process.exitCode = 1;
+    process.exitCode = exitCode;
   }
 }

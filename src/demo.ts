@@ -97,8 +97,8 @@ const INSERT_PRODUCTS = `
     insert into product (id, name, description, create_time, update_time, revision)
     select id, name, name || ', to try the shop with', now(), now(), 1 from input
   )
-  insert into variant (id, product_id, position, product_name, name, price, stock)
-  select v.id, p.id, v.position, p.name, v.name, v.price, v.stock
+  insert into variant (id, product_id, position, product_name, name, price, stock, supplied)
+  select v.id, p.id, v.position, p.name, v.name, v.price, v.stock, v.stock
     from input p, jsonb_to_recordset(p.variants) as v (id uuid, position int, name text, price bigint, stock int)`;
 
 /** The money comes with a ledger entry, so that the sum of the ledger is the balance here too. */

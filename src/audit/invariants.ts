@@ -1,14 +1,33 @@
 /**
- * What must hold of the stored state whenever nothing is being written, as SQL. Each query returns the ids of what breaks
- * it, so none at all when all is well.
+ * What must hold of the stored state in every moment, as SQL. Each query returns the ids of what breaks it, so none at all
+ * when all is well. None may look something up for each of many rows: there are millions.
  */
+import { linesOf, RANKED, SALES, unitsOf } from "../ranking/projection.ts";
+import { announcements } from "./announcements.ts";
+import type { Invariant } from "./invariant.ts";
 import { paymentInvariants } from "./payments.ts";
 
-/** By what they say. */
-export const invariants: Readonly<Record<string, string>> = {
+export const RANKING = "the ranking counts the units of paid orders, in the hour of their payment";
+
+/**
+ * From when on all hours are there: no answer reaches back further. They are kept for a day longer, by the clocks of the
+ * processes that delete them.
+ */
+const RANKED_SINCE = "date_trunc('hour', now() - interval '30 days', 'UTC')";
+
+/** What events that the ranking has not counted yet will add to its hours. */
+const UNCOUNTED = `
+  select line.variant_id, date_trunc('hour', (e.payload ->> 'pay_time')::timestamptz, 'UTC') as hour,
+         ${unitsOf("e")} as quantity
+    from event e, ${linesOf("e")}
+   where ${RANKED} and (e.xid, e.id) > (select xid, event_id from event_reader where name = '${SALES}')
+     and e.payload ->> 'pay_time' is not null`;
+
+const plain: Readonly<Record<string, string>> = {
   "the balance is the sum of the ledger": `
-    select w.user_id::text as id from wallet w
-     where w.balance <> coalesce((select sum(amount) from ledger_entry l where l.user_id = w.user_id), 0)`,
+    select w.user_id::text as id
+      from wallet w left join (select user_id, sum(amount) as total from ledger_entry group by user_id) l using (user_id)
+     where w.balance <> coalesce(l.total, 0)`,
 
   "ledger entries are numbered without a gap, up to what the wallet counts": `
     select w.user_id::text as id from wallet w left join ledger_entry l using (user_id)
@@ -29,9 +48,10 @@ export const invariants: Readonly<Record<string, string>> = {
      where u.id is null or w.user_id is null`,
 
   "a coupon counts its issued pieces, and they are not more than there are": `
-    select c.id::text from coupon c
-     where c.issued > c.total_quantity
-        or c.issued <> (select count(*) from issued_coupon i where i.coupon_id = c.id)`,
+    select coalesce(c.id, i.coupon_id)::text as id
+      from coupon c full join (select coupon_id, count(*) as pieces from issued_coupon group by coupon_id) i
+        on i.coupon_id = c.id
+     where c.id is null or c.issued > c.total_quantity or c.issued <> coalesce(i.pieces, 0)`,
 
   "nobody holds more pieces of a coupon than one user may": `
     select c.id || '/' || i.user_id as id from coupon c join issued_coupon i on i.coupon_id = c.id
@@ -56,28 +76,24 @@ export const invariants: Readonly<Record<string, string>> = {
      group by o.id, l.order_id, o.subtotal
     having o.id is null or coalesce(sum(l.price * l.quantity), -1) <> o.subtotal or max(l.line_no) <> count(*) or min(l.line_no) <> 1`,
 
+  "the stock is what was supplied, less the units of orders that are waiting or paid": `
+    select coalesce(v.id, s.variant_id)::text as id
+      from variant v full join (
+          select l.variant_id, sum(l.quantity - l.returned) as units from order_line l join shop_order o on o.id = l.order_id
+           where o.state in ('PENDING_PAYMENT', 'PAID') group by l.variant_id
+        ) s on s.variant_id = v.id
+     where v.id is null or v.stock <> v.supplied - coalesce(s.units, 0)`,
+
   ...paymentInvariants,
 
-  "each order was announced once, and so was what became of it": `
-    select o.id::text from shop_order o left join event e on e.aggregatetype = 'order' and e.aggregateid = o.id::text
-     group by o.id
-    having count(*) filter (where e.type = 'order.placed') <> 1
-        or count(*) filter (where e.type = 'order.paid') <> case when o.pay_time is null then 0 else 1 end
-        or count(*) filter (where e.type = 'order.cancelled') <> case o.state when 'CANCELLED' then 1 else 0 end
-        or count(*) filter (where e.type = 'order.expired') <> case o.state when 'EXPIRED' then 1 else 0 end`,
-
-  "each issued piece was announced once": `
-    select i.id::text from issued_coupon i
-      left join event e on e.type = 'coupon.claimed' and e.aggregateid = i.coupon_id::text
-                       and e.payload ->> 'issued_coupon_id' = i.id::text
-     group by i.user_id, i.id having count(e.id) <> 1`,
-
-  // Only when the projection has caught up with the events.
-  "the ranking counts the units of paid orders, in the hour of their payment": `
+  [RANKING]: `
     select coalesce(b.variant_id, s.variant_id) || '/' || coalesce(b.hour, s.hour) as id
-      from (select variant_id, hour, quantity from ranking_bucket where quantity <> 0) b
+      from (select variant_id, hour, sum(quantity) as quantity
+              from (select variant_id, hour, quantity from ranking_bucket union all ${UNCOUNTED}) counted
+             where hour >= ${RANKED_SINCE} group by 1, 2 having sum(quantity) <> 0) b
       full join (select l.variant_id, date_trunc('hour', o.pay_time, 'UTC') as hour, sum(l.quantity - l.returned) as quantity
-                   from order_line l join shop_order o on o.id = l.order_id where o.state = 'PAID' group by 1, 2
+                   from order_line l join shop_order o on o.id = l.order_id
+                  where o.state = 'PAID' and o.pay_time >= ${RANKED_SINCE} group by 1, 2
                  having sum(l.quantity - l.returned) <> 0) s
         on s.variant_id = b.variant_id and s.hour = b.hour
      where b.quantity is distinct from s.quantity`,
@@ -93,7 +109,13 @@ export const invariants: Readonly<Record<string, string>> = {
      where t.units is distinct from s.units`,
 };
 
+/** By what they say. */
+export const invariants: Readonly<Record<string, Invariant>> = {
+  ...Object.fromEntries(Object.entries(plain).map(([name, broken]) => [name, { broken }])),
+  ...announcements,
+};
+
 /** Whether events wait to be counted by the ranking: one row when so. */
 export const RANKING_BEHIND = `
   select e.id::text from event e, event_reader p
-   where p.name = 'sales' and e.type in ('order.paid', 'order.cancelled', 'order.returned') and (e.xid, e.id) > (p.xid, p.event_id) limit 1`;
+   where p.name = '${SALES}' and ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id) limit 1`;

@@ -64,6 +64,8 @@ const variantSchema = defineEntity({
     name: p.string().length(100),
     price: p.bigint(),
     stock: p.integer(),
+    /** All that was ever put in, less what was taken out by hand: the stock and the units of orders that are waiting or paid. */
+    supplied: p.bigint(),
     /** Changes other than of the stock. */
     edits: p.integer().default(0),
     version: p.integer().version(),
@@ -78,7 +80,7 @@ const variantSchema = defineEntity({
 
 /** What is sold: it has the price and the stock. */
 export class Variant extends variantSchema.class {
-  static readonly counters = ["stock"];
+  static readonly counters = ["stock", "supplied"];
 
   static notFound(key: { id: string }): DomainError {
     return new DomainError("VARIANT_NOT_FOUND", "there is no such variant", { variant_id: key.id });
@@ -91,7 +93,8 @@ export class Variant extends variantSchema.class {
   ): Variant {
     const { id: productId, name: productName } = product;
     const { id, name, price, stock } = values;
-    return Object.assign(new Variant(), { id, productId, position, productName, name, price, stock });
+    const supplied = BigInt(stock);
+    return Object.assign(new Variant(), { id, productId, position, productName, name, price, stock, supplied });
   }
 
   /** Refuses with INSUFFICIENT_STOCK a quantity that the stock does not cover. */
@@ -130,6 +133,7 @@ export class Variant extends variantSchema.class {
       );
     }
     this.stock += delta;
+    this.supplied += BigInt(delta);
   }
 }
 variantSchema.setClass(Variant);

@@ -15,6 +15,13 @@ const BUCKETS_KEPT_DAYS = 31;
 export const rankedTypes = ["order.paid", "order.cancelled", "order.returned"] as const satisfies readonly EventType[];
 export const RANKED = `e.type in (${rankedTypes.map((type) => `'${type}'`).join(", ")})`;
 
+/** The lines of such an event `e`, and by how many units each of them raises the ranking. */
+export const linesOf = (e: string) =>
+  `jsonb_to_recordset(${e}.payload -> case ${e}.type when 'order.returned' then 'returned_lines' else 'lines' end)
+     as line (variant_id uuid, product_id uuid, quantity bigint, returned bigint)`;
+export const unitsOf = (e: string) =>
+  `case ${e}.type when 'order.paid' then line.quantity else coalesce(line.returned, 0) - line.quantity end`;
+
 /**
  * Reads the events after the position whose transactions are older than every running one (so none can turn up behind
  * it), adds their units to the buckets of the hours in which they were paid, and moves the position. Units that were
@@ -33,11 +40,8 @@ export const projection = (reader: string, buckets: string, { only = "true", als
   ), sold as (
     select line.variant_id, line.product_id,
            date_trunc('hour', (batch.payload ->> 'pay_time')::timestamptz, 'UTC') as hour,
-           sum(case batch.type when 'order.paid' then line.quantity
-                               else coalesce(line.returned, 0) - line.quantity end) as quantity
-      from batch,
-           jsonb_to_recordset(batch.payload -> case batch.type when 'order.returned' then 'returned_lines' else 'lines' end)
-             as line (variant_id uuid, product_id uuid, quantity bigint, returned bigint)
+           sum(${unitsOf("batch")}) as quantity
+      from batch, ${linesOf("batch")}
      where batch.type = 'order.paid' or batch.payload ->> 'pay_time' is not null
      group by 1, 2, 3
   ), counted as (

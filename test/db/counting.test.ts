@@ -142,6 +142,24 @@ test("an edit and a count at the same time: both are kept, and the edit is count
   expect(await db.find(Variant, { id })).toMatchObject({ stock: 99, price: 7n, edits: 1 });
 });
 
+test("what is put in by hand is counted too: it is no edit, after which others would have to read again", async () => {
+  const { db } = await open(url);
+  const [id = ""] = await addVariants(db, 100);
+  const other = await changing(id, "stock = stock - 5");
+  const left = db.write(callOf(), {
+    touches: [touch(Variant, { id })],
+    decide: (tx) => {
+      const variant = tx.get(Variant, { id });
+      variant.adjust(7);
+      return variant.stock;
+    },
+  });
+  await other.waiting(1);
+  await other.release();
+  expect(await left).toBe(102);
+  expect(await db.find(Variant, { id })).toMatchObject({ stock: 102, supplied: 107n, edits: 0 });
+});
+
 describe("a batch behind another one, while somebody else counts as well", () => {
   test("is not content with the count that it took over", async () => {
     const { db, ids } = await openShop(url, [100, 10]);

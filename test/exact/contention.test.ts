@@ -66,6 +66,16 @@ const contests: Record<string, (shop: Shop) => Call> = {
     return ({ orders }, index) =>
       orders.checkout(callOf(null, `${userId.slice(-12)}-${index}`), purchaseOf(userId, variantIds.slice(0, 1)));
   },
+  "units that are put in, taken out and sold": ({ userId, variantIds }) => {
+    return ({ products, orders }, index) =>
+      index % 3 === 0
+        ? products.adjustStock(callOf(), {
+            variantId: nth(variantIds, index / 3),
+            delta: index % 2 === 0 ? 5 : -3,
+            reference: "",
+          })
+        : orders.checkout(callOf(), purchaseOf(userId, variantIds));
+  },
   "orders that are paid and cancelled": ({ userId, orderIds }) => {
     return ({ orders, payments }, index) => {
       const order = { userId, orderId: nth(orderIds, index >> 1) };

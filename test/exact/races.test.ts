@@ -116,6 +116,21 @@ describe.each([
     await expectExact(database, stocks);
   });
 
+  test("units are put in and taken out by hand while others buy them", async () => {
+    const variantId = await variant(1n, 30);
+    const lines = [{ variantId, quantity: 1 }];
+    const users = await buyers();
+    const bought = users.map((userId, index) => shop(index).orders.placeOrder({ requestId: fresh(), userId, lines }));
+    const adjusted = Array.from({ length: 40 }, (_, index) =>
+      shop(index).products.adjustStock({ requestId: fresh(), variantId, delta: index % 4 === 3 ? -1 : 2 }),
+    );
+    const [orders, adjustments] = await Promise.all([tally(bought), tally(adjusted)]);
+    // There is enough of it only for those who come late.
+    expect((orders.OK ?? 0) + (orders.INSUFFICIENT_STOCK ?? 0)).toBe(BUYERS);
+    expect((adjustments.OK ?? 0) + (adjustments.INSUFFICIENT_STOCK ?? 0)).toBe(40);
+    await expectExact(database, stocks);
+  });
+
   test("the same request 20 times at once is one purchase with one answer", async () => {
     const userId = await newUser(shop(0), 1_000n);
     const request = { requestId: fresh(), userId, lines: [{ variantId: await variant(100n, 20), quantity: 1 }] };

@@ -44,7 +44,7 @@ async function openRanking(now = NOW) {
     const id = ids.next().value ?? "";
     await client.query("insert into product values ($1, $2, '', now(), now(), 1)", [id, name]);
     await client.query(
-      "insert into variant (id, product_id, position, product_name, name, price, stock) values ($1, $1, 1, $2, 'one', 1, 1)",
+      "insert into variant (id, product_id, position, product_name, name, price, stock, supplied) values ($1, $1, 1, $2, 'one', 1, 1, 1)",
       [id, name],
     );
     return id;

@@ -30,7 +30,7 @@ async function openRanking() {
     for (const position of [1, 2]) {
       const variantId = randomUUIDv7();
       await client.query(
-        "insert into variant (id, product_id, position, product_name, name, price, stock) values ($1, $2, $3, $4, '', 1, 1)",
+        "insert into variant (id, product_id, position, product_name, name, price, stock, supplied) values ($1, $2, $3, $4, '', 1, 1, 1)",
         [...[variantId, productId, position, name]],
       );
       variants.push({ variantId, productId });
@@ -109,7 +109,9 @@ test("whatever is sold, given up and passes by", async () => {
         const [answer, expected] = await both(query);
         expect(answer).toEqual(expected);
       }
-      const { rows } = await client.query(invariants["the totals of the ranking are the sums of their hours"] ?? "");
+      const { rows } = await client.query(
+        invariants["the totals of the ranking are the sums of their hours"]?.broken ?? "",
+      );
       expect(rows).toEqual([]);
     }),
     { numRuns: 15 },
