@@ -65,7 +65,8 @@ export class External {
   }
 
   /** Asks the gateway about up to `limit` payments that are due, and returns how many there were. Any replica may do so at any time. */
-  async reconcile(limit: number): Promise<number> {
+  async reconcile(limit: number, signal?: AbortSignal): Promise<number> {
+    if (signal?.aborted) return 0;
     const now = this.#db.now().toISOString();
     const claim = [now, this.#options.timeoutMs, now, limit];
     const due = await this.#db.maintain((em) => em.execute<Due[]>(CLAIM, claim));
