@@ -1,5 +1,6 @@
 /** How events become buckets of hours. */
 import type { EntityManager } from "@mikro-orm/postgresql";
+import { MOST, type Waiting } from "../db/lag.ts";
 import type { EventType } from "../outbox/event.entity.ts";
 import { closeWindows, TOTALLED } from "./window.ts";
 
@@ -64,10 +65,36 @@ export async function lockSales(em: EntityManager, { wait }: { wait: boolean }):
   return rows.length > 0;
 }
 
-/** Deletes the buckets of hours that no answer reaches back to, and totals that nobody asks for. Returns how many buckets. */
-export async function dropOldBuckets(em: EntityManager, now: Date): Promise<number> {
-  await lockSales(em, { wait: true });
-  await closeWindows(em, now);
+/** Deletes up to `limit` buckets of hours that no answer reaches back to, and returns how many. */
+export async function dropOldBuckets(em: EntityManager, now: Date, limit: number): Promise<number> {
   const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
-  return (await em.execute("delete from ranking_bucket where hour < ? returning hour", [before])).length;
+  // SKIP LOCKED: replicas delete side by side, and wait for nobody who counts a cancelled order back.
+  const deleted = await em.execute(
+    `delete from ranking_bucket where (variant_id, hour) in (
+       select variant_id, hour from ranking_bucket where hour < ? order by hour limit ?
+       for update skip locked) returning hour`,
+    [before, limit],
+  );
+  return deleted.length;
 }
+
+/** Deletes totals that nobody asks for any more; another time, while somebody counts sales. */
+export async function dropOldTotals(em: EntityManager, now: Date): Promise<void> {
+  if (await lockSales(em, { wait: false })) await closeWindows(em, now);
+}
+
+/** Buckets that no answer reaches back to. */
+export const oldBuckets: Waiting = {
+  sql: `select hour + ${BUCKETS_KEPT_DAYS} * interval '24 hours' as due_time, 0 as failures from ranking_bucket
+         where hour < now() - ${BUCKETS_KEPT_DAYS} * interval '24 hours' order by hour limit ${MOST}`,
+  values: [],
+};
+
+/** Sales that are not counted. */
+export const uncountedSales: Waiting = {
+  sql: `select e.create_time as due_time, 0 as failures from event_reader p, lateral (
+          select create_time from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
+           order by e.xid, e.id limit ${MOST}) e
+         where p.name = '${SALES}'`,
+  values: [],
+};
