@@ -8,6 +8,7 @@ import { beforeEach, expect, onTestFinished, test, vi } from "vitest";
 import { readConfig } from "../src/config.ts";
 import { watchLags } from "../src/jobs.ts";
 import { connect, open } from "./db/harness.ts";
+import { serverOn } from "./exact/shop.ts";
 import { createDatabase } from "./support/database.ts";
 import { run } from "./support/processes.ts";
 
@@ -201,4 +202,18 @@ test("the log tells once that a job is behind, and once that it has caught up", 
     expect(lines).toHaveLength(2 * turn);
     expect(lines.at(-1)).toMatchObject({ msg: "a background job has caught up", job: "order expiry", level: 30 });
   }
+});
+
+test("the service tells of an order that it can't expire, and that this job is behind", async () => {
+  await client.query(`
+    create function refuse() returns trigger language plpgsql as $$ begin raise exception 'poisoned'; end $$;
+    create trigger refuse before update of state on shop_order for each row execute function refuse()`);
+  await overdue(2 * MINUTE);
+  const server = await serverOn(url);
+  const log = await Promise.all([
+    server.logged(/"orders":1,.*poisoned.*"orders could not be expired; they are tried again"/),
+    server.logged(/"job":"order expiry","waiting":1,.*"a background job is behind"/),
+  ]);
+  expect(log.join()).not.toContain("a background job failed");
+  expect((await server.stop()).code).toBe(0);
 });
