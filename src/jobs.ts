@@ -14,7 +14,7 @@ import { oldEvents, purgeEvents, type Reader } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
 import type { External } from "./payment/external.ts";
 import { unsettledPayments } from "./payment/unsettled.ts";
-import { dropOldBuckets, dropOldTotals, oldBuckets, rankedTypes, SALES, uncountedSales } from "./ranking/projection.ts";
+import { dropOldBuckets, oldBuckets, rankedTypes, SALES, uncountedSales } from "./ranking/projection.ts";
 import type { Ranking } from "./ranking/ranking.service.ts";
 
 /** How often the jobs look for work, in milliseconds, and how much they take at a time. */
@@ -70,7 +70,6 @@ function startPurges(config: Config, db: Database, observe: (job: string) => Job
     return (await db.maintain((em) => purgeEvents(em, before, PURGE_BATCH, readersOf(config)))) === PURGE_BATCH;
   };
   const buckets = async () => {
-    await db.maintain((em) => dropOldTotals(em, db.now()));
     return (await db.maintain((em) => dropOldBuckets(em, db.now(), PURGE_BATCH))) === PURGE_BATCH;
   };
   return [

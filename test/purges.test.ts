@@ -6,7 +6,7 @@ import { beforeEach, expect, test } from "vitest";
 import type { Database } from "../src/db/database.ts";
 import { purgeAnswers } from "../src/db/idempotency.ts";
 import { purgeEvents } from "../src/outbox/retention.ts";
-import { dropOldBuckets, dropOldTotals } from "../src/ranking/projection.ts";
+import { dropOldBuckets } from "../src/ranking/projection.ts";
 import { connect, hold, open } from "./db/harness.ts";
 import { addEvents, aggregates } from "./outbox/receiver.ts";
 import { createDatabase } from "./support/database.ts";
@@ -55,18 +55,33 @@ test("events: one process does it at a time, the other one passes", async () => 
   expect(await left("event")).toBe(2);
 });
 
+const counting = () => hold(url, "select from event_reader where name = 'sales' for update");
+const drop: Purge = (em) => dropOldBuckets(em, new Date(), 4);
+
 test("buckets: each process takes others, also while sales are counted", async () => {
   await client.query(
     "insert into ranking_bucket select gen_random_uuid(), now() - interval '40 days', gen_random_uuid(), 1 from generate_series(1, 10)",
   );
-  await client.query("insert into ranking_window values (3, false, now(), now() - interval '2 days')");
-  await client.query("insert into ranking_total values (3, false, $1, 1)", [randomUUIDv7()]);
-  const counting = await hold(url, "select from event_reader where name = 'sales' for update");
-  const drop: Purge = (em) => dropOldBuckets(em, new Date(), 4);
+  const counts = await counting();
   expect(await sideBySide(drop)).toEqual([4, 4]);
-  await one.maintain((em) => dropOldTotals(em, new Date()));
-  expect([await left("ranking_bucket"), await left("ranking_window")]).toEqual([2, 1]);
-  await counting.release();
-  await one.maintain((em) => dropOldTotals(em, new Date()));
-  expect([await left("ranking_window"), await left("ranking_total")]).toEqual([0, 0]);
+  await counts.release();
+  expect(await sideBySide(drop)).toEqual([2, 0]);
+});
+
+test("totals, and buckets that are part of them, wait until nobody counts sales", async () => {
+  const id = randomUUIDv7();
+  await client.query("insert into ranking_bucket values ($1, date_trunc('hour', now() - interval '40 days'), $1, 7)", [
+    id,
+  ]);
+  // Nobody has counted for ten days. The second was not asked for lately.
+  await client.query("insert into ranking_window select 30, false, hour, now() from ranking_bucket");
+  await client.query("insert into ranking_window values (3, false, now(), now() - interval '2 days')");
+  await client.query("insert into ranking_total values (30, false, $1, 8), (3, false, $1, 1)", [id]);
+  const counts = await counting();
+  expect(await one.maintain(drop)).toBe(0);
+  expect([await left("ranking_bucket"), await left("ranking_window")]).toEqual([1, 2]);
+  await counts.release();
+  expect(await one.maintain(drop)).toBe(1);
+  expect((await client.query("select days, units from ranking_total")).rows).toEqual([{ days: 30, units: "1" }]);
+  expect((await client.query("select days from ranking_window")).rows).toEqual([{ days: 30 }]);
 });

@@ -2,7 +2,7 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import { MOST, type Waiting } from "../db/lag.ts";
 import type { EventType } from "../outbox/event.entity.ts";
-import { closeWindows, TOTALLED } from "./window.ts";
+import { advanceWindows, closeWindows, TOTALLED } from "./window.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
 /** Its row in `event_reader`. */
@@ -65,22 +65,26 @@ export async function lockSales(em: EntityManager, { wait }: { wait: boolean }):
   return rows.length > 0;
 }
 
-/** Deletes up to `limit` buckets of hours that no answer reaches back to, and returns how many. */
+/**
+ * Deletes up to `limit` buckets of hours that no answer reaches back to, and totals that nobody asks for. Returns how many
+ * buckets. Waits for nobody: totals are left to another time while somebody counts sales, and so are the buckets that are
+ * part of them.
+ */
 export async function dropOldBuckets(em: EntityManager, now: Date, limit: number): Promise<number> {
+  if (await lockSales(em, { wait: false })) {
+    await closeWindows(em, now);
+    await advanceWindows(em, now);
+  }
   const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
-  // SKIP LOCKED: replicas delete side by side, and wait for nobody who counts a cancelled order back.
   const deleted = await em.execute(
     `delete from ranking_bucket where (variant_id, hour) in (
-       select variant_id, hour from ranking_bucket where hour < ? order by hour limit ?
-       for update skip locked) returning hour`,
+       select variant_id, hour from ranking_bucket
+        where hour < ? and hour < (select coalesce(min(since), 'infinity') from ranking_window)
+        order by hour limit ?
+        for update skip locked) returning hour`,
     [before, limit],
   );
   return deleted.length;
-}
-
-/** Deletes totals that nobody asks for any more; another time, while somebody counts sales. */
-export async function dropOldTotals(em: EntityManager, now: Date): Promise<void> {
-  if (await lockSales(em, { wait: false })) await closeWindows(em, now);
 }
 
 /** Buckets that no answer reaches back to. */
