@@ -1,5 +1,4 @@
-/** Composition root: the only file that knows every feature. */
-import { join } from "node:path";
+/** Composition root: with jobs.ts, the only file that knows every feature. */
 import type { MikroORM } from "@mikro-orm/postgresql";
 import type { Logger } from "pino";
 import { BalanceService } from "../gen/shop/v1/balance_pb.ts";
@@ -25,25 +24,19 @@ import { Coupons } from "./coupon/coupon.service.ts";
 import type { BatchObserver } from "./db/batch.ts";
 import { Database } from "./db/database.ts";
 import { EMBEDDED_STOP_LIMIT, startEmbeddedPostgres } from "./db/embedded.ts";
-import { purgeAnswers } from "./db/idempotency.ts";
-import { every, type Job, type JobObserver } from "./db/job.ts";
 import { listen } from "./db/listen.ts";
 import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
 import { eventHandler } from "./event/event.handler.ts";
 import { EventFeed } from "./event/event.service.ts";
 import { openGateway } from "./gateways.ts";
+import { jobObserverOf, startJobs, startRelay } from "./jobs.ts";
 import { Order, OrderLine } from "./order/order.entity.ts";
 import { orderHandler } from "./order/order.handler.ts";
 import { Orders } from "./order/order.service.ts";
 import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
-import { fileSink } from "./outbox/file-sink.ts";
-import { httpSink } from "./outbox/http-sink.ts";
 import { assertNotRestored } from "./outbox/rebase.ts";
-import { Relay, type RelayObserver, SINK } from "./outbox/relay.ts";
-import { purgeEvents } from "./outbox/retention.ts";
-import type { Sink } from "./outbox/sink.ts";
 import { EventTail } from "./outbox/tail.ts";
 import { assertAllSettled, type External } from "./payment/external.ts";
 import { GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
@@ -52,7 +45,7 @@ import { Payments } from "./payment/payment.service.ts";
 import { Product, Variant } from "./product/product.entity.ts";
 import { productHandler } from "./product/product.handler.ts";
 import { Products } from "./product/product.service.ts";
-import { CHANNEL, dropOldBuckets, rankedTypes, SALES } from "./ranking/projection.ts";
+import { CHANNEL } from "./ranking/projection.ts";
 import { RankingBucket, RankingTotal, RankingWindow } from "./ranking/ranking.entity.ts";
 import { rankingHandler } from "./ranking/ranking.handler.ts";
 import { Ranking } from "./ranking/ranking.service.ts";
@@ -88,17 +81,6 @@ export const entities = [
   RankingWindow,
   RankingTotal,
 ];
-
-/** How often the background jobs look for work, in milliseconds, and how much they take at a time. */
-const PROJECT_INTERVAL = 100;
-const RELAY_INTERVAL = 100;
-const RETRY_INTERVAL = 1_000;
-const EXPIRE_INTERVAL = 1_000;
-const EXPIRE_BATCH = 100;
-const RECONCILE_INTERVAL = 1_000;
-const RECONCILE_BATCH = 20;
-const PURGE_INTERVAL = 60_000;
-const PURGE_BATCH = 5_000;
 
 export type App = Readonly<{
   /** What to tell the person who started it. */
@@ -143,10 +125,10 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   const external = gateway?.external;
   const orders = new Orders(db, config.orderTtlMs, external !== undefined);
   const ranking = new Ranking(db);
-  const jobs = startJobs(config, log, db, orders, ranking);
-  if (external) jobs.push(startReconciler(log, external));
+  const jobs = startJobs(config, log, { db, ranking, external });
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));
-  startRelay(config, log, db, started);
+  const relay = startRelay(config, log, db);
+  if (relay) started.addBeside("event relay", () => relay.stop());
   const watching = new RankingWatch((query) => ranking.top(query), jobObserverOf(log, "ranking watch"));
   const listener = listen(url, CHANNEL, () => watching.hint(), jobObserverOf(log, "listener").failed);
   started.addBeside("listener", () => listener.stop());
@@ -186,78 +168,6 @@ function routesOf(config: Config, db: Database, orders: Orders, external: Extern
     route(CouponService, couponHandler(new Coupons(db))),
     route(OrderService, orderHandler(orders)),
     route(PaymentService, paymentHandler(new Payments(db, external))),
-  ];
-}
-
-function startReconciler(log: Logger, external: External): Job {
-  const reconcile = (signal: AbortSignal) => external.reconcile(RECONCILE_BATCH, signal);
-  return every(RECONCILE_INTERVAL, reconcile, jobObserverOf(log, "payment reconciler"));
-}
-
-function startRelay(config: Config, log: Logger, db: Database, started: Started): void {
-  const sink = sinkOf(config);
-  if (!sink) return;
-  const relay = new Relay({ db, sink, maxAttempts: config.eventMaxAttempts, observer: relayObserverOf(log, sink) });
-  const jobs = [
-    every(RELAY_INTERVAL, () => relay.run(), jobObserverOf(log, "event relay")),
-    every(RETRY_INTERVAL, () => relay.retry(), jobObserverOf(log, "event retries")),
-  ];
-  started.addBeside("event relay", async () => {
-    relay.abort();
-    await Promise.all(jobs.map((job) => job.stop()));
-    await relay.close();
-  });
-}
-
-/** Where events go; undefined when they go nowhere. */
-function sinkOf({ eventSinkUrl, eventSinkTimeoutMs, dataDir }: Config): Sink | undefined {
-  if (eventSinkUrl === "off") return undefined;
-  return eventSinkUrl ? httpSink(eventSinkUrl, eventSinkTimeoutMs) : fileSink(join(dataDir, "events.jsonl"));
-}
-
-function relayObserverOf(log: Logger, { name: sink }: Sink): RelayObserver {
-  return {
-    down: ({ attempts, pauseMs, error }) =>
-      log.warn(
-        { sink, attempts, pauseMs: Math.round(pauseMs), error },
-        "the event sink takes nothing; it is tried again",
-      ),
-    up: () => log.info({ sink }, "the event sink takes events again"),
-    dead: ({ id, type, aggregateid }, { attempts, error }) =>
-      log.error({ sink, id, type, aggregateid, attempts, error }, "an event was given up; `npm run events` replays it"),
-  };
-}
-
-function jobObserverOf(log: Logger, job: string): JobObserver {
-  return {
-    failed: (err) => log.error({ err, job }, "a background job failed; it is tried again"),
-    recovered: () => log.info({ job }, "a background job works again"),
-  };
-}
-
-function startJobs(config: Config, log: Logger, db: Database, orders: Orders, ranking: Ranking): Job[] {
-  const observe = (job: string) => jobObserverOf(log, job);
-  const forget = async () => {
-    const before = new Date(db.now().getTime() - config.eventRetentionMs);
-    const sales = { name: SALES, types: rankedTypes };
-    const readers = config.eventSinkUrl === "off" ? [sales] : [sales, { name: SINK }];
-    return (await db.maintain((em) => purgeEvents(em, before, PURGE_BATCH, readers))) === PURGE_BATCH;
-  };
-  const purge = async () => {
-    const before = new Date(db.now().getTime() - config.idempotencyTtlMs);
-    return (await db.maintain((em) => purgeAnswers(em, before, PURGE_BATCH))) === PURGE_BATCH;
-  };
-  const dropBuckets = async () => {
-    await db.maintain((em) => dropOldBuckets(em, db.now()));
-    return false;
-  };
-  const expire = async () => (await orders.expireOverdue(EXPIRE_BATCH)) === EXPIRE_BATCH;
-  return [
-    every(PROJECT_INTERVAL, () => ranking.project(), observe("ranking")),
-    every(EXPIRE_INTERVAL, expire, observe("expiry")),
-    every(PURGE_INTERVAL, purge, observe("purge")),
-    every(PURGE_INTERVAL, forget, observe("event retention")),
-    every(PURGE_INTERVAL, dropBuckets, observe("ranking retention")),
   ];
 }
 

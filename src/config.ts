@@ -92,6 +92,13 @@ export class ConfigError extends Error {
   override readonly name = "ConfigError";
 }
 
+/** Milliseconds of a number and its unit, such as 90s, 15m or 24h; NaN of anything else. */
+export function durationOf(text: string): number {
+  const [, count, unit] = /^(\d{1,12})(ms|s|m|h|d)$/.exec(text) ?? [];
+  const units: Record<string, number> = { ms: 1, s: 1_000, m: MINUTE, h: 60 * MINUTE, d: DAY };
+  return Number(count) * (units[unit ?? ""] ?? Number.NaN);
+}
+
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** Reads settings by name, and refuses those that are not allowed. */
@@ -123,13 +130,11 @@ class Settings {
     return Number(this.integer(name, BigInt(fallback), 0n, 65_535n));
   }
 
-  /** Milliseconds, from a number and its unit. */
+  /** In milliseconds. */
   duration(name: string, fallback: number, min: [string, number], max: [string, number]): number {
     const text = this.text(name);
     if (text === undefined) return fallback;
-    const [, count, unit] = /^(\d{1,12})(ms|s|m|h|d)$/.exec(text) ?? [];
-    const units: Record<string, number> = { ms: 1, s: 1_000, m: MINUTE, h: 60 * MINUTE, d: DAY };
-    const value = Number(count) * (units[unit ?? ""] ?? Number.NaN);
+    const value = durationOf(text);
     if (!(value >= min[1] && value <= max[1])) {
       this.refuse(name, `a duration such as 90s, 15m or 24h, from ${min[0]} to ${max[0]}`);
     }

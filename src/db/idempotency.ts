@@ -2,6 +2,7 @@ import type { EntityManager } from "@mikro-orm/postgresql";
 import { DomainError } from "../error.ts";
 import { Replayed, type Touch, type Tx, touch, type Write } from "./command.ts";
 import { Answer } from "./idempotency.entity.ts";
+import { MOST, type Waiting } from "./lag.ts";
 
 const keyOf = ({ scope, rpc, requestId }: Write) => ({ scope, rpc, requestId });
 
@@ -44,4 +45,13 @@ export async function purgeAnswers(em: EntityManager, before: Date, limit: numbe
     [before, limit],
   );
   return deleted.length;
+}
+
+/** Answers that have been kept for longer than `ttlMs`. */
+export function oldAnswers(ttlMs: number): Waiting {
+  return {
+    sql: `select create_time + ? * interval '1 ms' as due_time, 0 as failures from idempotency
+           where create_time < now() - ? * interval '1 ms' order by create_time limit ${MOST}`,
+    values: [ttlMs, ttlMs],
+  };
 }

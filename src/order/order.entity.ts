@@ -21,6 +21,12 @@ const orderSchema = defineEntity({
     expireTime: p.datetime(),
     payTime: p.datetime().strictNullable(),
     updateTime: p.datetime(),
+    /**
+     * How often a process has taken it on itself to expire it, and when it is anybody's again: see expiry.ts. Only that
+     * writes them, and no verb loads them.
+     */
+    expireTries: p.integer().default(0).hydrate(false),
+    nextExpireTime: p.datetime().nullable().hydrate(false),
     version: p.integer().version(),
   },
   indexes: [
@@ -28,7 +34,12 @@ const orderSchema = defineEntity({
     {
       name: "shop_order_pending_index",
       properties: ["expireTime"],
-      where: "state = 'PENDING_PAYMENT'",
+      where: "state = 'PENDING_PAYMENT' and next_expire_time is null",
+    },
+    {
+      name: "shop_order_claimed_index",
+      properties: ["nextExpireTime"],
+      where: "state = 'PENDING_PAYMENT' and next_expire_time is not null",
     },
   ],
   checks: [

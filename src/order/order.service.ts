@@ -8,7 +8,7 @@ import { byId, type Page, type PageRequest, pageOf } from "../db/page.ts";
 import { DomainError } from "../error.ts";
 import { Event } from "../outbox/event.entity.ts";
 import type { Payment, PaymentMethod } from "../payment/payment.entity.ts";
-import { assertServed, cancel, expire, payFromWallet, touchesToGiveUp } from "../payment/settlement.ts";
+import { assertServed, cancel, payFromWallet, touchesToGiveUp } from "../payment/settlement.ts";
 import { Variant } from "../product/product.entity.ts";
 import { User } from "../user/user.entity.ts";
 import { Order, OrderLine, totalsOf } from "./order.entity.ts";
@@ -29,7 +29,7 @@ export type Purchase = Readonly<{
 /** An order with its lines in their order. */
 export type OrderWithLines = Readonly<{ order: Order; lines: readonly OrderLine[] }>;
 
-/** Placing, paying at once, finding and giving up orders. */
+/** Placing, paying at once, finding and cancelling orders. */
 export class Orders {
   readonly #db: Database;
   readonly #ttl: number;
@@ -85,29 +85,6 @@ export class Orders {
         cancel(tx, order, "CancelOrder");
         return { order, lines: inOrder(tx.list(OrderLine, { orderId })) };
       },
-    });
-  }
-
-  /** Expires up to `limit` orders that were not paid in time, and returns how many. Any replica may do so at any time. */
-  async expireOverdue(limit: number): Promise<number> {
-    const overdue = await this.#db.read((em) =>
-      em.find(
-        Order,
-        { state: "PENDING_PAYMENT", expireTime: { $lte: this.#db.now() } },
-        { limit, orderBy: { expireTime: "asc" }, fields: ["id"] },
-      ),
-    );
-    const results = await Promise.allSettled(overdue.map(({ id }) => this.#expire(id)));
-    const failed = results.find((result) => result.status === "rejected");
-    // Only now: an order that can't be expired must not keep those behind it from giving their stock back.
-    if (failed) throw failed.reason;
-    return results.filter((result) => result.status === "fulfilled" && result.value).length;
-  }
-
-  #expire(id: string): Promise<boolean> {
-    return this.#db.apply({
-      touches: () => touchesToGiveUp(this.#db, id),
-      decide: (tx) => expire(tx, tx.get(Order, { id })),
     });
   }
 

@@ -1,4 +1,5 @@
 import type { Database } from "../db/database.ts";
+import { MOST, type Waiting } from "../db/lag.ts";
 import { eventsAfter, type Position, type StoredEvent } from "./feed.ts";
 import { type HealthObserver, SinkHealth } from "./health.ts";
 import { firstOfLanes } from "./lanes.ts";
@@ -225,3 +226,17 @@ function isSilent(each: readonly Delivery[]): boolean {
 }
 
 const isRefused = ({ kind }: Failure) => kind === "refused";
+
+/** Events that the sink has not got, and is still to get. Those held behind a failed one are not the oldest. */
+export const undeliveredEvents: Waiting = {
+  sql: `
+    (select e.create_time as due_time, 0 as failures from event_reader r, lateral (
+       select create_time from event e where (e.xid, e.id) > (r.xid, r.event_id)
+        order by e.xid, e.id limit ${MOST}) e
+      where r.name = '${SINK}')
+    union all
+    (select e.create_time, u.attempts from (
+       select event_id, attempts from event_undelivered where not dead order by retry_time limit ${MOST}) u
+       join event e on e.id = u.event_id)`,
+  values: [],
+};

@@ -2,6 +2,7 @@
 import type { EntityManager } from "@mikro-orm/postgresql";
 import { touch } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
+import { MOST, type Waiting } from "../db/lag.ts";
 import { GatewayRefund, Payment } from "./payment.entity.ts";
 import { finishRefund } from "./settlement.ts";
 
@@ -41,4 +42,21 @@ export async function settleRefund(db: Database, id: string, reference: string):
     touches: [touch(GatewayRefund, key), touch(Payment, { orderId: row.order_id })],
     decide: (tx) => finishRefund(tx, key, reference, "settled by hand"),
   });
+}
+
+/**
+ * What the gateway is to be asked about: payments `timeoutMs` after they were begun, refunds at once. Of the tries, the last
+ * one may be under way.
+ */
+export function unsettledPayments(timeoutMs: number): Waiting {
+  return {
+    sql: `
+      (select update_time + ? * interval '1 ms' as due_time, greatest(tries - 1, 0) as failures
+         from payment where state = 'PENDING' and (tries > 0 or next_try_time <= now())
+        order by next_try_time limit ${MOST})
+      union all
+      (select create_time, greatest(tries - 1, 0) from gateway_refund where state = 'PENDING'
+        order by next_try_time limit ${MOST})`,
+    values: [timeoutMs],
+  };
 }

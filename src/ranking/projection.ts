@@ -1,7 +1,8 @@
 /** How events become buckets of hours. */
 import type { EntityManager } from "@mikro-orm/postgresql";
+import { MOST, type Waiting } from "../db/lag.ts";
 import type { EventType } from "../outbox/event.entity.ts";
-import { closeWindows, TOTALLED } from "./window.ts";
+import { advanceWindows, closeWindows, TOTALLED } from "./window.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
 /** Its row in `event_reader`. */
@@ -70,10 +71,40 @@ export async function lockSales(em: EntityManager, { wait }: { wait: boolean }):
   return rows.length > 0;
 }
 
-/** Deletes the buckets of hours that no answer reaches back to, and totals that nobody asks for. Returns how many buckets. */
-export async function dropOldBuckets(em: EntityManager, now: Date): Promise<number> {
-  await lockSales(em, { wait: true });
-  await closeWindows(em, now);
+/**
+ * Deletes up to `limit` buckets of hours that no answer reaches back to, and totals that nobody asks for. Returns how many
+ * buckets. Waits for nobody: totals are left to another time while somebody counts sales, and so are the buckets that are
+ * part of them.
+ */
+export async function dropOldBuckets(em: EntityManager, now: Date, limit: number): Promise<number> {
+  if (await lockSales(em, { wait: false })) {
+    await closeWindows(em, now);
+    await advanceWindows(em, now);
+  }
   const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
-  return (await em.execute("delete from ranking_bucket where hour < ? returning hour", [before])).length;
+  const deleted = await em.execute(
+    `delete from ranking_bucket where (variant_id, hour) in (
+       select variant_id, hour from ranking_bucket
+        where hour < ? and hour < (select coalesce(min(since), 'infinity') from ranking_window)
+        order by hour limit ?
+        for update skip locked) returning hour`,
+    [before, limit],
+  );
+  return deleted.length;
 }
+
+/** Buckets that no answer reaches back to. */
+export const oldBuckets: Waiting = {
+  sql: `select hour + ${BUCKETS_KEPT_DAYS} * interval '24 hours' as due_time, 0 as failures from ranking_bucket
+         where hour < now() - ${BUCKETS_KEPT_DAYS} * interval '24 hours' order by hour limit ${MOST}`,
+  values: [],
+};
+
+/** Sales that are not counted. */
+export const uncountedSales: Waiting = {
+  sql: `select e.create_time as due_time, 0 as failures from event_reader p, lateral (
+          select create_time from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
+           order by e.xid, e.id limit ${MOST}) e
+         where p.name = '${SALES}'`,
+  values: [],
+};

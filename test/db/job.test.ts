@@ -1,4 +1,5 @@
 /** Work in the background, while it fails and afterwards. */
+import { once } from "node:events";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { every } from "../../src/db/job.ts";
 import { createDatabase } from "../support/database.ts";
@@ -45,5 +46,17 @@ test("stops at once, also in the middle of a long pause", async () => {
     recovered: () => {},
   });
   await failed.promise;
+  await job.stop();
+});
+
+test("work that waits for somebody hears that it is to stop", async () => {
+  const { promise: begun, resolve: begin } = Promise.withResolvers<void>();
+  const work = async (signal: AbortSignal) => {
+    begin();
+    await once(signal, "abort");
+    return true;
+  };
+  const job = every(60_000, work, { failed: () => {}, recovered: () => {} });
+  await begun;
   await job.stop();
 });

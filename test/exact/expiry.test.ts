@@ -10,7 +10,7 @@ import { broken } from "../support/invariants.ts";
 import { expectExact, openDatabase, rankingCaughtUp, value } from "./audit.ts";
 import { GrpcClient, tally } from "./clients.ts";
 import { clientsOf, fresh, many, newCoupon, newUser, newVariant, type Stocks, serverOn, tokenOf } from "./shop.ts";
-import { callOf, newShop, ORDER_TTL, openReplica, type Replica } from "./verbs.ts";
+import { callOf, expireAll, newShop, ORDER_TTL, openReplica, type Replica } from "./verbs.ts";
 
 let url: string;
 let database: Pool;
@@ -78,8 +78,8 @@ async function race([early, late, third]: Replica[], userId: string, variantId: 
   const [paid, cancelled] = await Promise.all([
     outcome(early.payments.pay(callOf(), { userId, orderId, method: "BALANCE" })),
     outcome(third.orders.cancel(callOf(), { userId, orderId })),
-    late.orders.expireOverdue(100),
-    third.orders.expireOverdue(100),
+    expireAll(late),
+    expireAll(third),
   ]);
   const { state } = (await early.orders.get(userId, orderId)).order;
   return `pay: ${paid}, cancel: ${cancelled}, then ${state}`;

@@ -10,7 +10,7 @@ import { createDatabase } from "../support/database.ts";
 import { broken } from "../support/invariants.ts";
 import { openDatabase, rankingCaughtUp } from "./audit.ts";
 import { type Action, type After, adviceOf, after, emptyModel, MAX_BALANCE, type Model, type Step } from "./model.ts";
-import { openReplica, type Replica } from "./verbs.ts";
+import { expireAll, openReplica, type Replica } from "./verbs.ts";
 import { type Stored, World } from "./world.ts";
 
 const STOCKS = [6, 4];
@@ -192,7 +192,7 @@ const foundBefore = new Set<string>();
 /** What breaks the invariants since the last time this was asked, once nothing is pending any more. */
 async function newlyBroken(): Promise<string[]> {
   now += 20 * 60_000;
-  await replicas[0]?.orders.expireOverdue(10_000);
+  await expireAll(replicas[0] as Replica);
   await rankingCaughtUp(database, async () => replicas[0]?.ranking.project());
   const found = (await broken(database)).filter((id) => !foundBefore.has(id));
   for (const id of found) foundBefore.add(id);

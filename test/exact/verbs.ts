@@ -9,6 +9,7 @@ import { Coupons } from "../../src/coupon/coupon.service.ts";
 import type { Write } from "../../src/db/command.ts";
 import { Database, type DatabaseOptions } from "../../src/db/database.ts";
 import { createOrm } from "../../src/db/orm.ts";
+import { expireOverdue } from "../../src/order/expiry.ts";
 import { Orders } from "../../src/order/order.service.ts";
 import { Payments } from "../../src/payment/payment.service.ts";
 import { Products } from "../../src/product/product.service.ts";
@@ -53,6 +54,12 @@ export async function openReplica(url: string, options: ReplicaOptions = {}): Pr
     payments: new Payments(db),
     ranking: new Ranking(db),
   };
+}
+
+/** Expires on this replica what is overdue and no other one's. @throws what has kept an order from that */
+export async function expireAll({ db }: Replica): Promise<void> {
+  const { failures } = await expireOverdue(db, 10_000);
+  if (failures.length > 0) throw failures[0];
 }
 
 const toJson = (content: unknown) =>

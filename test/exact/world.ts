@@ -4,7 +4,7 @@ import type { Pool } from "pg";
 import { Replayed } from "../../src/db/command.ts";
 import { DomainError } from "../../src/error.ts";
 import { type Action, COUPON, type Model, type OrderModel, PRICES, type Step } from "./model.ts";
-import { callOf, newShop, type Replica } from "./verbs.ts";
+import { callOf, expireAll, newShop, type Replica } from "./verbs.ts";
 
 /** The part of the model that is stored, with the answers left out. */
 export type Stored = Omit<Model, "answered">;
@@ -118,7 +118,7 @@ export class World {
         await payments.refund(call, { userId, paymentId: this.#payments.get(action.order) ?? randomUUID() });
         return;
       case "expire":
-        await orders.expireOverdue(10_000);
+        await expireAll(replica);
         return;
       default:
         return this.#buy(replica, call, key, action);

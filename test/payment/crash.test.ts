@@ -1,5 +1,6 @@
 /** A process dies at each await of the flow through the gateway, before and after: another one finds its way from there. */
 import { beforeAll, describe, expect, test } from "vitest";
+import { expireOverdue } from "../../src/order/expiry.ts";
 import { callOf, ORDER_TTL } from "../exact/verbs.ts";
 import type { Death, Process } from "./mortal.ts";
 import { type Target, Till } from "./till.ts";
@@ -84,7 +85,7 @@ const meanwhile: Readonly<Record<string, (target: Target, again: () => Promise<u
   "the order is cancelled": (target) => cancel(target).catch(() => {}),
   "the order expires": async () => {
     till.pass(ORDER_TTL + 1);
-    await till.replica.orders.expireOverdue(100);
+    await expireOverdue(till.replica.db, 100);
   },
 };
 

@@ -6,6 +6,7 @@
 import fc from "fast-check";
 import { beforeAll, expect, test } from "vitest";
 import { DomainError } from "../../src/error.ts";
+import { expireOverdue } from "../../src/order/expiry.ts";
 import { callOf, ORDER_TTL } from "../exact/verbs.ts";
 import type { Death, Process } from "./mortal.ts";
 import { PRICE, type Target, Till } from "./till.ts";
@@ -140,7 +141,7 @@ const steps = {
   expire: (ms: number) =>
     new Step(`expire after ${ms} ms`, 0, [], () => {
       till.pass(ms);
-      return till.replica.orders.expireOverdue(100);
+      return expireOverdue(till.replica.db, 100);
     }),
 };
 

@@ -102,7 +102,7 @@ test("whatever is sold, given up and passes by", async () => {
       for (const one of steps) {
         if (one.kind === "sell") await sell(one.index, one.quantity, one.hoursAgo, one.cancelled);
         else if (one.kind === "wait") clock.now = new Date(clock.now.getTime() + one.hours * HOUR);
-        else await db.maintain((em) => dropOldBuckets(em, clock.now));
+        else await db.maintain((em) => dropOldBuckets(em, clock.now, 1_000));
       }
       await count();
       for (const query of questions) {
@@ -172,6 +172,6 @@ test("no more questions have totals than sales can be added to, and none that no
   await ranking.top({ days: 3, byVariant: false, limit: 1 });
   await count();
   clock.now = new Date(clock.now.getTime() + 1);
-  await db.maintain((em) => dropOldBuckets(em, clock.now));
+  await db.maintain((em) => dropOldBuckets(em, clock.now, 1_000));
   expect(await kept()).toBe(1);
 });
