@@ -112,7 +112,12 @@ test("the lag is that of the oldest piece that should have been done, whatever w
   // A gateway has 10 s to answer. The second was begun a moment ago, the third is being asked for the first time.
   await payment("PENDING", HOUR, 6, 200);
   await payment("PENDING", 1, 0, 14);
-  await payment("REFUNDING", 30, 1, 11);
+  await client.query(
+    `insert into gateway_refund (order_id, id, payment_id, amount, state, tries, next_try_time, create_time)
+     values ($1, $1, $1, 5, 'PENDING', 1, now() + interval '11 s', now() - interval '30 s'),
+            ($1, $2, $1, 5, 'COMPLETED', 9, null, now() - interval '9 h')`,
+    [randomUUIDv7(), randomUUIDv7()],
+  );
   await payment("COMPLETED", 2 * HOUR, 0, 0);
   await event(33 * DAY);
   const given = await event(33 * DAY + HOUR, "stock.adjusted", "sick");

@@ -3,6 +3,8 @@ import { DomainError } from "../error.ts";
 
 /** The most units of one variant that can be put in stock. */
 export const MAX_STOCK = 1_000_000_000;
+/** The most that can be in stock and sold together: whatever is given back fits the column. */
+export const MAX_SUPPLIED = 2n ** 31n - 1n;
 /** The most variants of one product. */
 export const MAX_VARIANTS = 100;
 
@@ -119,21 +121,20 @@ export class Variant extends variantSchema.class {
     this.stock += quantity;
   }
 
-  /** Adds or takes away units by hand. Refused when there are too few, or it would be filled above MAX_STOCK. */
+  /** Adds or takes away units by hand. Refused when there are too few, or there would be more than MAX_STOCK, or MAX_SUPPLIED. */
   adjust(delta: number): void {
     if (delta < 0) this.assertAvailable(-delta);
-    if (delta > 0 && this.stock + delta > MAX_STOCK) {
-      throw new DomainError(
-        "ARGUMENT_INVALID",
-        "the stock would be too large",
-        { variant_id: this.id },
-        {
-          violations: [{ field: "delta", description: `the stock would exceed ${MAX_STOCK}` }],
-        },
-      );
+    if (delta > 0 && this.stock + delta > MAX_STOCK) throw this.tooLarge(`the stock would exceed ${MAX_STOCK}`);
+    if (delta > 0 && this.supplied + BigInt(delta) > MAX_SUPPLIED) {
+      throw this.tooLarge(`the stock, with all units that were sold, would exceed ${MAX_SUPPLIED}`);
     }
     this.stock += delta;
     this.supplied += BigInt(delta);
+  }
+
+  private tooLarge(description: string): DomainError {
+    const violations = [{ field: "delta", description }];
+    return new DomainError("ARGUMENT_INVALID", "the stock would be too large", { variant_id: this.id }, { violations });
   }
 }
 variantSchema.setClass(Variant);
