@@ -1,7 +1,7 @@
 /** How events become buckets of hours. */
 import type { EntityManager } from "@mikro-orm/postgresql";
 import type { EventType } from "../outbox/event.entity.ts";
-import { closeWindows, TOTALLED } from "./window.ts";
+import { advanceWindows, closeWindows, TOTALLED } from "./window.ts";
 
 const DAY = 24 * 60 * 60 * 1000;
 /** Its row in `event_reader`. */
@@ -68,6 +68,8 @@ export async function lockSales(em: EntityManager, { wait }: { wait: boolean }):
 export async function dropOldBuckets(em: EntityManager, now: Date): Promise<number> {
   await lockSales(em, { wait: true });
   await closeWindows(em, now);
+  // What goes is no longer part of any totals.
+  await advanceWindows(em, now);
   const before = new Date(now.getTime() - BUCKETS_KEPT_DAYS * DAY);
   return (await em.execute("delete from ranking_bucket where hour < ? returning hour", [before])).length;
 }
