@@ -43,10 +43,15 @@ export async function prepare(server: Server, database: Pool): Promise<Load> {
   const shop = clientsOf(client.transport);
   const stocks: Stocks = {};
   const [variantId, couponId] = [await newVariant(shop, stocks, 100n, 1_000), await newCoupon(shop, USERS)];
-  const users = await many(USERS, () => newUser(shop, 300n));
+  const users = await many(USERS, () => newUser(shop, 500n));
   const lines = [{ variantId, quantity: 1 }];
+  // Of other quantities than what is bought: the ranking changes by both.
   const bought = await many(USERS, (index) =>
-    shop.orders.checkout({ requestId: fresh(), userId: users[index] as string, lines }),
+    shop.orders.checkout({
+      requestId: fresh(),
+      userId: users[index] as string,
+      lines: [{ variantId, quantity: 2 }],
+    }),
   );
   const totalled = async () => {
     await unitsListed(server, database, variantId);
@@ -116,7 +121,7 @@ export async function expectEachOnce(server: Server, database: Pool, load: Load)
   expect(await count("issued_coupon where coupon_id = $1", couponId)).toBe(USERS);
   expect(await count("ledger_entry where user_id = any($1) and kind = 'CHARGE' and amount = 7", users)).toBe(USERS);
   expect(await count("cart_item where user_id = any($1) and quantity = 2", users)).toBe(USERS);
-  expect(await count("wallet where user_id = any($1) and balance = 207", users)).toBe(USERS);
+  expect(await count("wallet where user_id = any($1) and balance = 407", users)).toBe(USERS);
   expect(await value(database, "select stock from variant where id = $1", variantId)).toBe(1_000 - 2 * USERS);
   const ids = requests.map(({ request }) => request.requestId);
   expect(await count("idempotency where request_id = any($1)", ids)).toBe(requests.length);
