@@ -39,7 +39,7 @@ export class Ranking {
       this.#ask(query, rows.length > 0, now);
       if (rows.length === 0) rows = await em.execute(topOfBuckets(query), [now, days, limit]);
       const products = rows.filter(isProduct).map(toProduct);
-      return { products, asOf: waiting && counted ? new Date(counted) : now };
+      return { products, asOf: waiting ? new Date(counted ?? waiting) : now };
     });
   }
 
@@ -85,20 +85,23 @@ function toProduct(row: TopRow & { product_id: string }): TopProduct {
   };
 }
 
-type Progress = { waiting: boolean; counted: Date | string | null; passed: boolean };
+type Progress = { waiting: Date | string | null; counted: Date | string | null; passed: boolean };
 
-/** Whether events wait to be counted, the time of the last one that was, and whether hours have passed out of totals. */
+/**
+ * The time of the first event that waits to be counted, and of the last one that was, where it is still kept; and whether
+ * hours have passed out of totals.
+ */
 async function progressOf(em: EntityManager, now: Date): Promise<Progress> {
   const [row] = await em.execute<Progress[]>(
     // Ordered, so that no plan looks for the first of them among all that were counted before.
-    `select (select e.id from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
-              order by e.xid, e.id limit 1) is not null as waiting,
+    `select (select e.create_time from event e where ${RANKED} and (e.xid, e.id) > (p.xid, p.event_id)
+              order by e.xid, e.id limit 1) as waiting,
             (select create_time from event where id = p.event_id) as counted,
             ${PASSED} as passed
        from event_reader p where p.name = '${SALES}'`,
     [now],
   );
-  return row ?? { waiting: false, counted: null, passed: false };
+  return row ?? { waiting: null, counted: null, passed: false };
 }
 
 type Group = Pick<TopQuery, "byVariant">;

@@ -17,7 +17,7 @@ beforeAll(async () => {
 
 test("kill -9 in the middle of load", async () => {
   const server = await serverOn(url);
-  const load = await prepare(server);
+  const load = await prepare(server, database);
   const sent = await sendAll(server, load.requests, (count) => {
     if (count === 80) server.kill("SIGKILL");
   });
@@ -25,13 +25,13 @@ test("kill -9 in the middle of load", async () => {
   expect(sent.refused.size).toBeGreaterThan(0);
   const restarted = await serverOn(url);
   await sendAgain(restarted, load, sent);
-  await expectEachOnce(database, load);
+  await expectEachOnce(restarted, database, load);
   await restarted.stop();
 });
 
 test("kill -9 of one of two processes: the other one goes on", async () => {
   const [dying, other] = [await serverOn(url), await serverOn(url)];
-  const load = await prepare(other);
+  const load = await prepare(other, database);
   const [sent] = await Promise.all([
     sendAll(dying, load.requests, (count) => {
       if (count === 60) dying.kill("SIGKILL");
@@ -40,13 +40,13 @@ test("kill -9 of one of two processes: the other one goes on", async () => {
     sendAgain(other, load, { answers: new Map(), refused: new Map() }),
   ]);
   await sendAgain(other, load, sent);
-  await expectEachOnce(database, load);
+  await expectEachOnce(other, database, load);
   await other.stop();
 });
 
 test("connections to the database die in the middle of load", async () => {
   const server = await serverOn(url);
-  const load = await prepare(server);
+  const load = await prepare(server, database);
   const kill = `select pg_terminate_backend(pid) from pg_stat_activity
                  where datname = current_database() and pid <> pg_backend_pid() and application_name <> 'auditor'`;
   const killings: Promise<unknown>[] = [];
@@ -61,13 +61,13 @@ test("connections to the database die in the middle of load", async () => {
   expect(new Set([...sent.refused.values(), "DATABASE_UNAVAILABLE"])).toEqual(new Set(["DATABASE_UNAVAILABLE"]));
   expect(sent.refused.size).toBeGreaterThan(0);
   await sendAgain(server, load, sent);
-  await expectEachOnce(database, load);
+  await expectEachOnce(server, database, load);
   await server.stop();
 });
 
 test("SIGTERM in the middle of load: each call is answered or refused as a whole", async () => {
   const server = await serverOn(url);
-  const load = await prepare(server);
+  const load = await prepare(server, database);
   const sent = await sendAll(server, load.requests, (count) => {
     if (count === 80) server.kill("SIGTERM");
   });
@@ -80,6 +80,6 @@ test("SIGTERM in the middle of load: each call is answered or refused as a whole
   expect([...sent.answers.keys()].filter((id) => !known.has(id))).toEqual([]);
   const restarted = await serverOn(url);
   await sendAgain(restarted, load, sent);
-  await expectEachOnce(database, load);
+  await expectEachOnce(restarted, database, load);
   await restarted.stop();
 });

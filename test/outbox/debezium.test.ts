@@ -57,6 +57,12 @@ const CONNECT = words(`
   transforms key.converter value.converter header.converter key.converter.schemas.enable
   value.converter.schemas.enable`);
 
+/** Without one of these the connector does not start, or does not find the table, its events or their types. */
+const REQUIRED = words(`
+  connector.class plugin.name database.hostname database.port database.user database.password database.dbname
+  topic.prefix table.include.list transforms transforms.outbox.type
+  transforms.outbox.table.fields.additional.placement key.converter value.converter`);
+
 /** What the router reads when nothing else is said. */
 const DEFAULT_COLUMNS = ["id", "aggregatetype", "aggregateid", "payload"];
 const TRANSFORM = "transforms.outbox.";
@@ -87,6 +93,11 @@ describe("the connector for Debezium", () => {
     expect(unknown).toEqual([]);
     expect(Object.values(config).filter((value) => typeof value !== "string")).toEqual([]);
     expect(config.transforms).toBe("outbox");
+  });
+
+  test("has each property that it needs, and hands on the type of an event", () => {
+    expect([...REQUIRED].filter((name) => !config[name])).toEqual([]);
+    expect(additional.map(([column]) => column)).toContain("type");
   });
 
   test("makes the aggregate's id the key as it is, and publishes no other table", () => {

@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import type { ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { EntityManager } from "@mikro-orm/postgresql";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { every } from "../../src/db/job.ts";
 import { fileSink } from "../../src/outbox/file-sink.ts";
@@ -118,16 +119,42 @@ describe("of two processes", () => {
   });
 });
 
+test("the one that does not relay tries nothing again that the other one has set aside", async () => {
+  const { client, start } = await openProcesses();
+  const [one, other] = [await start(), await start()];
+  const [sick = "", healthy = ""] = aggregates(2);
+  one.receiver.behave = (event, response) => response.writeHead(event.subject === sick ? 500 : 204).end();
+  await addEvents(client, [sick, healthy]);
+  await soon(async () => {
+    await one.relay.run();
+    expect((await client.query("select from event_undelivered")).rows).toHaveLength(1);
+  });
+  await client.query("update event_undelivered set retry_time = now()");
+  expect(await other.relay.retry()).toBe(false);
+  expect(other.receiver.tried).toEqual([]);
+  one.receiver.behave = undefined;
+  await one.relay.retry();
+  expect(numbers(one.receiver.taken)).toEqual([1, 0]);
+});
+
 describe("a lease", () => {
   async function openLeases() {
-    const { url, expire, position } = await openProcesses();
+    const { url, client, expire, position } = await openProcesses();
     const [one, other] = await Promise.all(
       [1, 2].map(async () => new Lease((await open(url)).db, "sink")) as [Promise<Lease>, Promise<Lease>],
     );
-    return { one, other, expire, position };
+    const written = async () => (await client.query("select from event_undelivered")).rows.length;
+    return { one, other, expire, position, written };
   }
   const to = { xid: "7", id: "00000000-0000-7000-8000-000000000007" };
   const nothing = async () => {};
+  const write = async (em: EntityManager) => {
+    await em.execute(
+      `insert into event_undelivered (aggregateid, event_id, aggregatetype, xid, attempts, retry_time, dead, last_error)
+       values ('a', ?, 'stock', '7', 1, now(), false, '')`,
+      [to.id],
+    );
+  };
 
   test("belongs to one until it has ended or is released", async () => {
     const { one, other, expire } = await openLeases();
@@ -142,21 +169,45 @@ describe("a lease", () => {
   });
 
   test("that was lost moves nothing, and lets nothing be written in its name", async () => {
-    const { one, other, expire, position } = await openLeases();
+    const { one, other, expire, position, written } = await openLeases();
     await one.claim();
     await expire();
     expect(await other.claim()).toBeDefined();
-    await expect(one.advance(to, nothing)).rejects.toThrow(LeaseLost);
-    await expect(one.hold(nothing)).rejects.toThrow(LeaseLost);
+    await expect(one.advance(to, write)).rejects.toThrow(LeaseLost);
+    await expect(one.hold(write)).rejects.toThrow(LeaseLost);
     expect(await position()).toEqual(START);
     // Not even after the other one has gone: nobody knows what it has done.
     await expire();
-    await expect(one.advance(to, nothing)).rejects.toThrow(LeaseLost);
+    await expect(one.advance(to, write)).rejects.toThrow(LeaseLost);
+    expect(await written()).toBe(0);
     await other.hold(nothing);
     await other.advance(to, nothing);
     expect(await position()).toEqual({ xid: to.xid, event_id: to.id });
     // Nothing goes back.
     await expect(other.advance(to, nothing)).rejects.toThrow(LeaseLost);
+  });
+
+  test("moves on together with what is written, or not at all", async () => {
+    const { one, position, written } = await openLeases();
+    await one.claim();
+    const failing = async (em: EntityManager) => {
+      await write(em);
+      throw new Error("and then it fails");
+    };
+    await expect(one.advance(to, failing)).rejects.toThrow("and then it fails");
+    expect([await position(), await written()]).toEqual([START, 0]);
+    await expect(one.hold(failing)).rejects.toThrow("and then it fails");
+    expect(await written()).toBe(0);
+    await one.advance(to, write);
+    expect([await position(), await written()]).toEqual([{ xid: to.xid, event_id: to.id }, 1]);
+  });
+
+  test("is taken over with how far the one before has come", async () => {
+    const { one, other, expire } = await openLeases();
+    await one.claim();
+    await one.advance(to, nothing);
+    await expire();
+    expect(await other.claim()).toEqual(to);
   });
 });
 

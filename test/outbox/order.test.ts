@@ -1,26 +1,28 @@
 /** Events of one aggregate come in the order in which it happened, also when transactions have waited for each other. */
+import { randomUUID } from "node:crypto";
 import { expect, test } from "vitest";
 import { Wallet } from "../../src/balance/balance.entity.ts";
 import { touch } from "../../src/db/command.ts";
+import type { Database } from "../../src/db/database.ts";
 import { Event } from "../../src/outbox/event.entity.ts";
 import { Variant } from "../../src/product/product.entity.ts";
-import { addVariants, addWallet, callOf, connect, hold, open, takeOne } from "../db/harness.ts";
+import { addVariants, addWallet, callOf, connect, hold, holdVariant, open, takeOne } from "../db/harness.ts";
 import { createDatabase } from "../support/database.ts";
 import { addEvents } from "./receiver.ts";
 
 const url = await createDatabase();
 
-/** A database whose process has just met another one on its rows, and locks what it needs from now on. */
+/** A database as two processes have it, which have just met another one on their rows, and lock what they need from now on. */
 async function openLocking() {
-  const opened = await open(url);
-  const [other = ""] = await addVariants(opened.db, 10);
-  const faster = await hold(url, "update variant set stock = 5, version = version + 1 where id = $1", other);
-  const conflict = opened.db.write(callOf(), takeOne([other]));
-  await faster.waiting(1);
+  const [one, other] = [await open(url), await open(url)];
+  const [id = ""] = await addVariants(one.db, 10);
+  const faster = await hold(url, "update variant set stock = 5, version = version + 1 where id = $1", id);
+  const conflicts = [one, other].map(({ db }) => db.write(callOf(), takeOne([id])));
+  await faster.waiting(2);
   await faster.release();
-  await conflict;
-  expect(opened.seen.conflicted).toHaveLength(1);
-  return opened;
+  await Promise.all(conflicts);
+  for (const { seen } of [one, other]) expect(seen.conflicted).toHaveLength(1);
+  return { db: one.db, other: other.db };
 }
 
 test("a transaction that got its number first, and then waited for another one, tells of it behind that", async () => {
@@ -51,6 +53,35 @@ test("a transaction that got its number first, and then waited for another one, 
     [id],
   );
   expect(order).toEqual([{ behind: true }]);
+});
+
+test("of two that have waited for the same row, the second one tells of it behind the first, whatever its clock says", async () => {
+  const { db, other } = await openLocking();
+  const [id = ""] = await addVariants(db, 10);
+  const wallets = [await addWallet(db, 5n), await addWallet(db, 5n)];
+  const client = await connect(url);
+  const tell = (database: Database, n: 1 | 2, event: Event) =>
+    database.write(callOf(), {
+      touches: [touch(Wallet, { userId: wallets[n - 1] as string }), touch(Variant, { id })],
+      decide: (tx) => tx.add(event),
+    });
+  const held = await holdVariant(url, id);
+  // Each has its number with its wallet, and waits its turn.
+  const first = tell(db, 1, Event.of("stock.adjusted", id, { n: 1 }, new Date()));
+  await held.waiting(1);
+  const early = { id: "00000000-0000-7000-8000-000000000002" };
+  const second = tell(other, 2, Object.assign(Event.of("stock.adjusted", id, { n: 2 }, new Date(0)), early));
+  await held.waiting(2);
+  // A later number than theirs: both are put behind it.
+  await addEvents(client, [randomUUID()]);
+  await held.release();
+  await Promise.all([first, second]);
+  const { rows } = await client.query<{ n: number; xid: string }>(
+    "select (payload ->> 'n')::int as n, xid::text from event where aggregateid = $1 order by xid, id",
+    [id],
+  );
+  expect(rows.map(({ n }) => n)).toEqual([1, 2]);
+  expect(Number(rows[1]?.xid)).toBeGreaterThan(Number(rows[0]?.xid));
 });
 
 test("the rows of such a transaction are locked and changed under one number, without a MultiXact for each", async () => {

@@ -138,6 +138,7 @@ const bad: Record<string, Behaviour> = {
   "fails (500)": (_event, response) => response.writeHead(500).end("no"),
   "is redirected (302)": (_event, response) => response.writeHead(302, { location: "/elsewhere" }).end(),
   "is never answered": () => {},
+  "is answered without an end": (_event, response) => void response.writeHead(200).write("x"),
   "is answered with garbage": (_event, response) => void response.socket?.end("garbage\r\n\r\n"),
   "is cut off": (_event, response) => void response.socket?.destroy(),
 };
@@ -191,6 +192,10 @@ describe("a sink that takes nothing", () => {
     await runUntil(relay, () => expect(told).toEqual(["down"]));
     expect(receiver.tried.length).toBeLessThan(100);
     expect(await undelivered()).toEqual([]);
+    // It is left alone for half a second at the least.
+    const before = receiver.tried.length;
+    expect(await relay.run()).toBe(false);
+    expect(receiver.tried).toHaveLength(before);
     receiver.behave = undefined;
     await runUntil(relay, () => expect(new Set(receiver.taken.map(({ id }) => id)).size).toBe(400));
   });

@@ -27,10 +27,12 @@ const observerOf = (failures: unknown[]): JobObserver => ({
 function follow(tail: EventTail, after: Position | undefined, types: readonly EventType[] = []) {
   const leaving = new AbortController();
   const got: string[] = [];
-  const state = { got, position: after, pages: 0, leave: () => leaving.abort(), ended: Promise.resolve() };
+  const sizes: number[] = [];
+  const state = { got, position: after, sizes, pages: 0, leave: () => leaving.abort(), ended: Promise.resolve() };
   state.ended = (async () => {
     for await (const { events, position } of tail.follow(after, types, leaving.signal)) {
       got.push(...events.map(({ id }) => id));
+      sizes.push(events.length);
       state.position = position;
       state.pages += 1;
     }
@@ -113,6 +115,40 @@ test("an event whose transaction commits late comes in front of those that were 
   expect(follower.got).toEqual([]);
   await late.query("commit");
   await vi.waitFor(() => expect(follower.got).toEqual([first, second]), soon);
+});
+
+test("whoever begins while a transaction is open gets its events, and those that came meanwhile", async () => {
+  const { url, tail, client } = await openTail();
+  const late = await connect(url);
+  await late.query("begin");
+  const [first] = await addEvents(late, aggregates(1));
+  const [second] = await addEvents(client, aggregates(1));
+  const [all, latest] = [follow(tail, START), follow(tail, undefined)];
+  // It knows where it begins.
+  await vi.waitFor(() => expect(latest.pages).toBe(1), soon);
+  await late.query("commit");
+  for (const { got } of [all, latest]) await vi.waitFor(() => expect(got).toEqual([first, second]), soon);
+});
+
+test("large events come a few at a time, from the table and from memory", async () => {
+  const { tail, client } = await openTail();
+  const addLarge = async () => {
+    await client.query("begin");
+    const ids = await addEvents(client, aggregates(200));
+    await client.query("update event set payload = payload || jsonb_build_object('text', $1::text)", [
+      "x".repeat(10_000),
+    ]);
+    await client.query("commit");
+    return ids;
+  };
+  const ids = await addLarge();
+  const follower = follow(tail, START);
+  await vi.waitFor(() => expect(follower.got).toHaveLength(200), soon);
+  ids.push(...(await addLarge()));
+  await vi.waitFor(() => expect(follower.got).toHaveLength(400), soon);
+  expect(follower.got).toEqual(ids);
+  // A page is full with 32 KB.
+  expect(Math.max(...follower.sizes)).toBe(4);
 });
 
 test("who does not read for a while holds up nobody, and goes on from where it was", async () => {

@@ -1,19 +1,20 @@
 /** The ranking counted anew from the events gives the same answer, also while sales go on. */
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
-import { v7 } from "uuid";
-import { expect, onTestFinished, test } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { invariants } from "../../src/audit/invariants.ts";
 import { purgeEvents } from "../../src/outbox/retention.ts";
-import { Ranking } from "../../src/ranking/ranking.service.ts";
 import { rebuildRanking } from "../../src/ranking/rebuild.ts";
-import { connect, hold, open } from "../db/harness.ts";
+import { hold } from "../db/harness.ts";
 import { openDatabase, rankingCaughtUp } from "../exact/audit.ts";
 import { GrpcClient } from "../exact/clients.ts";
 import { clientsOf, fresh, many, newUser, newVariant, serverOn, tokenOf } from "../exact/shop.ts";
 import { createDatabase } from "../support/database.ts";
 import { run } from "../support/processes.ts";
+import { HOUR, hourOf, openSales } from "./sales.ts";
 
 const RANKING = join(import.meta.dirname, "../../scripts/ranking.ts");
+const TOTALS = invariants["the totals of the ranking are the sums of their hours"]?.broken ?? "";
 
 test("npm run ranking -- rebuild", async () => {
   const url = await createDatabase();
@@ -37,17 +38,35 @@ test("npm run ranking -- rebuild", async () => {
       await Promise.all(users.map((user, index) => buy(user, index + round)));
   };
   const buckets = async () => (await database.query("select * from ranking_bucket order by variant_id, hour")).rows;
+  const top = async () => (await shop.ranking.listTopProducts({})).products;
+  /** Waits until the question has totals, which are the sums of their hours. */
+  const totalled = () =>
+    vi.waitFor(
+      async () => {
+        await top();
+        expect((await database.query("select from ranking_window")).rows).toHaveLength(1);
+        expect((await database.query(TOTALS)).rows).toEqual([]);
+      },
+      { timeout: 10_000, interval: 20 },
+    );
+  await totalled();
   await trade(5);
   await rankingCaughtUp(database);
   const before = await buckets();
   expect(before.length).toBeGreaterThan(0);
+  const answer = await top();
+  expect(answer).toHaveLength(5);
   // Whatever it was, it is counted from the events alone.
   await database.query("update ranking_bucket set quantity = quantity + 1000");
+  await database.query("update ranking_total set units = units + 1000");
   const rebuild = () => run(process.execPath, [RANKING, "rebuild"], { env: { DATABASE_URL: url } }).exited;
   const { code, stdout, stderr } = await rebuild();
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toMatch(/^\[#{40}\] 100% (\d+)\/\1\nthe ranking is counted anew\n$/);
   expect(await buckets()).toEqual(before);
+  expect(await top()).toEqual(answer);
+  await totalled();
+  expect(await top()).toEqual(answer);
   // And while sales go on.
   const [again] = await Promise.all([rebuild(), trade(40)]);
   expect(again.code).toBe(0);
@@ -56,6 +75,7 @@ test("npm run ranking -- rebuild", async () => {
   expect((await rebuild()).code).toBe(0);
   await rankingCaughtUp(database);
   expect(await buckets()).toEqual(live);
+  await totalled();
   expect((await database.query("select name from event_reader order by name")).rows).toEqual([
     { name: "purged" },
     { name: "sales" },
@@ -63,35 +83,8 @@ test("npm run ranking -- rebuild", async () => {
   ]);
 });
 
-const HOUR = 3_600_000;
-const hourOf = (time: Date) => new Date(Math.floor(time.getTime() / HOUR) * HOUR);
-
-/** A ranking whose events are written by the test, and counted in this process. */
-async function openRanking() {
-  const url = await createDatabase();
-  const { db } = await open(url);
-  const database = openDatabase(url);
-  const client = await connect(url);
-  const ranking = new Ranking(db);
-  const variantId = randomUUID();
-  /** Something happens to an order that was paid at that time. */
-  const happen = async (type: "order.paid" | "order.cancelled", payTime: Date, quantity: number, time = payTime) => {
-    const lines = [{ variant_id: variantId, product_id: variantId, quantity }];
-    await client.query(
-      "insert into event (id, aggregatetype, aggregateid, type, payload, create_time) values ($1, 'order', $2, $3, $4, $5)",
-      [v7({ msecs: time.getTime() }), randomUUID(), type, { pay_time: payTime, lines }, time],
-    );
-  };
-  const caughtUp = () => rankingCaughtUp(database, async () => void (await ranking.project()));
-  const buckets = async () => {
-    const { rows } = await client.query("select hour, quantity::int from ranking_bucket order by hour");
-    return rows.map(({ hour, quantity }) => [hour, quantity]);
-  };
-  return { url, db, client, happen, caughtUp, buckets };
-}
-
 test("hours whose events are no longer kept stay as they are, and are not counted back for later events", async () => {
-  const { db, client, happen, caughtUp, buckets } = await openRanking();
+  const { db, client, happen, caughtUp, buckets } = await openSales();
   const ago = (hours: number) => new Date(Date.now() - hours * HOUR);
   const [long, short] = [ago(120), ago(1)];
   await happen("order.paid", long, 10);
@@ -122,7 +115,7 @@ test("hours whose events are no longer kept stay as they are, and are not counte
 });
 
 test("one at a time: a second one is refused at once, until the first has ended or died", async () => {
-  const { url, db, client, happen, caughtUp, buckets } = await openRanking();
+  const { url, db, client, happen, caughtUp, buckets } = await openSales();
   const now = new Date();
   await happen("order.paid", now, 3);
   await caughtUp();
