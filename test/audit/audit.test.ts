@@ -3,6 +3,8 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { invariants } from "../../src/audit/invariants.ts";
 import { connect } from "../db/harness.ts";
+import { GrpcClient } from "../exact/clients.ts";
+import { clientsOf, fresh, many, newUser, newVariant, serverOn, tokenOf } from "../exact/shop.ts";
 import { createDatabase } from "../support/database.ts";
 import { addOrders } from "../support/history.ts";
 import { run } from "../support/processes.ts";
@@ -259,6 +261,32 @@ test("for machines", async () => {
     ids: [],
     note: null,
   });
+});
+
+test("while the service sells, nothing is an alarm", async () => {
+  const { url } = await openHistory();
+  const server = await serverOn(url);
+  const client = new GrpcClient(server, await tokenOf());
+  const shop = clientsOf(client.transport);
+  const variantId = await newVariant(shop, {}, 1n, 1_000_000);
+  const users = await many(8, () => newUser(shop, 1_000_000n));
+  let selling = true;
+  let sold = 0;
+  const buyers = users.map(async (userId) => {
+    for (; selling; sold += 1) {
+      const { order } = await shop.orders.checkout({ requestId: fresh(), userId, lines: [{ variantId, quantity: 1 }] });
+      if (sold % 3 === 0) await shop.orders.cancelOrder({ requestId: fresh(), userId, orderId: order?.id ?? "" });
+    }
+  });
+  for (let round = 0; round < 3; round += 1) {
+    const before = sold;
+    expect(await audit(url)).toMatchObject({ code: 0, stdout: expect.stringContaining("0 broken, 0 skipped") });
+    expect(sold).toBeGreaterThan(before);
+  }
+  selling = false;
+  await Promise.all(buyers);
+  client.close();
+  await server.stop();
 });
 
 describe("what can't be checked is one line, and exit code 2", () => {
