@@ -19,8 +19,8 @@ test("an answer reads a few rows, of ten times the products, hours and events as
       `with made as (
          insert into product select gen_random_uuid(), 'a thing', '', now(), now(), 1 from generate_series(1, $1::int)
          returning id)
-       insert into variant (id, product_id, position, product_name, name, price, stock)
-       select id, id, 1, 'a thing', 'one', 1, 1 from made`,
+       insert into variant (id, product_id, position, product_name, name, price, stock, supplied)
+       select id, id, 1, 'a thing', 'one', 1, 1, 1 from made`,
       [products],
     );
     await client.query(
