@@ -13,7 +13,7 @@ import { Relay, type RelayObserver, SINK, undeliveredEvents } from "./outbox/rel
 import { oldEvents, purgeEvents, type Reader } from "./outbox/retention.ts";
 import type { Sink } from "./outbox/sink.ts";
 import type { External } from "./payment/external.ts";
-import { unsettledPayments } from "./payment/unsettled.ts";
+import { unmadeRefunds, unsettledPayments } from "./payment/unsettled.ts";
 import { dropOldBuckets, oldBuckets, rankedTypes, SALES, uncountedSales } from "./ranking/projection.ts";
 import type { Ranking } from "./ranking/ranking.service.ts";
 
@@ -88,6 +88,7 @@ function waitingOf(config: Config): Readonly<Record<string, Waiting>> {
   return {
     "order expiry": overdueOrders,
     payments: unsettledPayments(config.paymentTimeoutMs),
+    refunds: unmadeRefunds,
     ranking: uncountedSales,
     ...(config.eventSinkUrl !== "off" && { "event relay": undeliveredEvents }),
     "event retention": oldEvents(config.eventRetentionMs, readersOf(config)),

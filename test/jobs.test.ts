@@ -90,6 +90,7 @@ test("nothing waits in an empty database", async () => {
   const names = [
     "order expiry",
     "payments",
+    "refunds",
     "ranking",
     "event relay",
     "event retention",
@@ -114,9 +115,10 @@ test("the lag is that of the oldest piece that should have been done, whatever w
   await payment("PENDING", 1, 0, 14);
   await client.query(
     `insert into gateway_refund (order_id, id, payment_id, amount, state, tries, next_try_time, create_time)
-     values ($1, $1, $1, 5, 'PENDING', 1, now() + interval '11 s', now() - interval '30 s'),
-            ($1, $2, $1, 5, 'COMPLETED', 9, null, now() - interval '9 h')`,
-    [randomUUIDv7(), randomUUIDv7()],
+     values ($1, $1, $1, 5, 'PENDING', 4, now() + interval '11 s', now() - interval '9 h'),
+            ($1, $2, $1, 5, 'PENDING', 0, now() - interval '4 minutes', now() - interval '9 h'),
+            ($1, $3, $1, 5, 'COMPLETED', 9, null, now() - interval '9 h')`,
+    [randomUUIDv7(), randomUUIDv7(), randomUUIDv7()],
   );
   await payment("COMPLETED", 2 * HOUR, 0, 0);
   await event(33 * DAY);
@@ -149,7 +151,8 @@ test("the lag is that of the oldest piece that should have been done, whatever w
   );
   expect(await lags()).toEqual([
     lag("order expiry", 5 * MINUTE, 2, 1, 3),
-    lag("payments", HOUR - 10, 2, 1, 5),
+    lag("payments", HOUR - 10, 1, 1, 5),
+    lag("refunds", 4 * MINUTE, 2, 1, 3),
     lag("ranking", 2 * MINUTE, 1),
     lag("event relay", 7 * MINUTE, 3, 1, 4),
     lag("event retention", DAY, 1),

@@ -56,8 +56,9 @@ export async function purgeEvents(
 export function oldEvents(ttlMs: number, readers: readonly Reader[]): Waiting {
   const { condition, values } = purgeable(new Date(Date.now() - ttlMs), readers);
   return {
-    sql: `select e.create_time + ? * interval '1 ms' as due_time, 0 as failures from event e
-           where ${condition} order by e.id limit ${MOST}`,
+    sql: `select e.create_time + ? * interval '1 ms' as due_time, 0 as failures
+            from (select * from event order by id limit ${MOST}) e
+           where ${condition}`,
     values: [ttlMs, ...values],
   };
 }

@@ -5,7 +5,7 @@ import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
 import { Order, OrderLine } from "../order/order.entity.ts";
 import { answerWithin, type GatewayAnswer, type PaymentGateway, type Unknown } from "./gateway.ts";
-import { GatewayRefund, Payment } from "./payment.entity.ts";
+import { GatewayRefund, Payment, PaymentEvent } from "./payment.entity.ts";
 import { beginExternal, finishRefund, settleExternal } from "./settlement.ts";
 
 /** Beyond the time in which the gateway may answer: then it is asked what became of the payment, in milliseconds. */
@@ -126,7 +126,9 @@ export class External {
       await this.#db.maintain(async (em) => {
         for (const sql of ASK_NOW) await em.execute(sql, values);
       });
-    } else if (payment.state === "PENDING") await this.#apply(payment, answer, "the gateway's message");
+    } else if (payment.state === "PENDING" || payment.state === "FAILED") {
+      await this.#apply(payment, answer, "the gateway's message");
+    }
   }
 
   #claim<D>(sql: string, limit: number): Promise<D[]> {
@@ -188,11 +190,20 @@ export class External {
     const refund = { refundKey: `${id}-refund`, key: paymentId, amount: BigInt(amount) };
     const answer = await answerWithin(timeoutMs, (signal) => gateway.refund(refund, signal), stop);
     if (answer.outcome === "refunded") {
-      await this.#db.apply({
+      const done = await this.#db.apply({
         touches: [touch(GatewayRefund, { orderId, id }), touch(Payment, { orderId })],
         decide: (tx) => finishRefund(tx, { orderId, id }, answer.reference),
       });
+      if (!done) await this.#assertOwn({ orderId, id, paymentId, tries }, answer.reference);
     } else if (!stop.aborted) this.#note({ paymentId, refundId: id, tries }, answer);
+  }
+
+  /** A refund that is settled already: by another process that has heard the same, or by hand, and then the money went twice. */
+  async #assertOwn({ orderId, id, paymentId, tries }: Omit<DueRefund, "amount">, reference: string): Promise<void> {
+    const changes = await this.#db.list(PaymentEvent, { orderId, paymentId });
+    if (changes.some(({ gatewayReference }) => gatewayReference === reference)) return;
+    const error = `the gateway has made it, too (${reference}): it was settled by hand`;
+    this.#options.observer?.unsettled({ paymentId, refundId: id, tries, error });
   }
 
   #note(trouble: Omit<Trouble, "error">, answer: Unknown | { outcome: "refused"; code: string }): void {

@@ -144,7 +144,7 @@ export class Payment extends paymentSchema.class {
     });
   }
 
-  /** PENDING -> COMPLETED, FAILED or REFUNDING (approved too late: the money is there, and goes back). */
+  /** PENDING -> COMPLETED, FAILED or REFUNDING, FAILED -> REFUNDING (approved too late: the money is there, and goes back). */
   settle(
     state: "COMPLETED" | "FAILED" | "REFUNDING",
     cause: string,

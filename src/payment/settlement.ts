@@ -61,7 +61,10 @@ export function beginExternal(tx: Tx, order: Order, lines: readonly OrderLine[],
   return payment;
 }
 
-/** What the gateway has said of a pending payment comes true; of one that is settled already nothing changes. */
+/**
+ * What the gateway has said of a pending payment comes true; of one that is settled already nothing changes. But money that
+ * was taken for one that has FAILED goes back: no gateway should, and it must not stay there.
+ */
 export function settleExternal(
   tx: Tx,
   key: { orderId: string; id: string },
@@ -69,6 +72,12 @@ export function settleExternal(
   cause: string,
 ): Payment {
   const payment = paymentOf(tx, key);
+  const late = (why: string) => {
+    tx.add(payment.settle("REFUNDING", `${cause}: ${why}`, answer.reference, tx.now));
+    tx.add(GatewayRefund.of(randomUUIDv7(), payment, payment.amount, tx.now));
+    return payment;
+  };
+  if (payment.state === "FAILED" && answer.outcome === "approved") return late("after it had failed");
   if (payment.state !== "PENDING") return payment;
   const order = tx.get(Order, { id: key.orderId });
   if (answer.outcome === "declined") {
@@ -79,8 +88,7 @@ export function settleExternal(
     completed(tx, order, tx.list(OrderLine, { orderId: order.id }), payment, change);
   } else {
     // Expired or cancelled meanwhile: its stock may be sold already.
-    tx.add(payment.settle("REFUNDING", `${cause}: too late`, answer.reference, tx.now));
-    tx.add(GatewayRefund.of(randomUUIDv7(), payment, payment.amount, tx.now));
+    late("too late");
   }
   return payment;
 }

@@ -14,7 +14,7 @@ export async function storedPayment(db: Database, id: string): Promise<StoredPay
   const payment = await db.find(Payment, { id });
   if (!payment) return undefined;
   const events = await db.list(PaymentEvent, { orderId: payment.orderId, paymentId: id });
-  // What comes later are references of refunds.
-  const [first] = events.filter(({ gatewayReference }) => gatewayReference !== null).sort((a, b) => a.seq - b.seq);
-  return { amount: payment.amount, reference: first?.gatewayReference ?? undefined };
+  // Of the charge: refunds have references as well, and so may a charge that was declined.
+  const charge = events.find(({ amount }) => amount > 0n);
+  return { amount: payment.amount, reference: charge?.gatewayReference ?? undefined };
 }

@@ -75,9 +75,9 @@ export class StripeGateway implements PaymentGateway {
     return this.#do("charge", key, signal, async () => {
       // One that was stopped in between for so long would be a new one to Stripe.
       if (mayBeForgotten(key)) return unknown;
-      return this.#withIntent(key, amount, (id) => {
+      return this.#withIntent(key, amount, async ({ id }) => {
         signal.throwIfAborted();
-        return this.#confirm(id, key, token);
+        return mayBeForgotten(key) ? unknown : this.#confirm(id, key, token);
       });
     });
   }
@@ -88,7 +88,11 @@ export class StripeGateway implements PaymentGateway {
       if (earlier) return earlier;
       const { amount } = await this.#stored(key);
       try {
-        return await this.#withIntent(key, amount, (id) => this.#look(id));
+        return await this.#withIntent(key, amount, async ({ id, created }) => {
+          // By Stripe's own clock: it is not the intent that was made for the charge.
+          const isNew = created * 1_000 - timeOf(key) > KEPT_MS;
+          return (isNew && !earlier ? await this.#search(key) : undefined) ?? this.#look(id);
+        });
       } catch (error) {
         if (!(error instanceof Stripe.errors.StripeIdempotencyError)) throw error;
         // Its intent was created by another version of this code, or in another currency.
@@ -143,7 +147,7 @@ export class StripeGateway implements PaymentGateway {
   async #withIntent(
     key: string,
     amount: bigint,
-    goOn: (intentId: string) => Promise<GatewayAnswer>,
+    goOn: (intent: Stripe.PaymentIntent) => Promise<GatewayAnswer>,
   ): Promise<GatewayAnswer> {
     let intent: Stripe.PaymentIntent;
     try {
@@ -166,7 +170,7 @@ export class StripeGateway implements PaymentGateway {
       this.#report("charge", key, error);
       return { outcome: "declined", reference: null, code };
     }
-    return goOn(intent.id);
+    return goOn(intent);
   }
 
   async #confirm(id: string, key: string, token: string): Promise<GatewayAnswer> {
@@ -221,9 +225,14 @@ export class StripeGateway implements PaymentGateway {
   }
 }
 
-/** Whether Stripe may have forgotten the idempotency key: one is a UUIDv7, which begins with the time it was made at. */
+/** When the key was made, in milliseconds: a UUIDv7 begins with that. */
+function timeOf(key: string): number {
+  return Number.parseInt(key.replaceAll("-", "").slice(0, 12), 16);
+}
+
+/** Whether Stripe may have forgotten the idempotency key. */
 function mayBeForgotten(key: string): boolean {
-  return Date.now() - Number.parseInt(key.replaceAll("-", "").slice(0, 12), 16) > KEPT_MS;
+  return Date.now() - timeOf(key) > KEPT_MS;
 }
 
 /** Stripe's word for its no; undefined for a failure that leaves open what became of the request. */

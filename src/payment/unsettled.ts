@@ -44,19 +44,21 @@ export async function settleRefund(db: Database, id: string, reference: string):
   });
 }
 
-/**
- * What the gateway is to be asked about: payments `timeoutMs` after they were begun, refunds at once. Of the tries, the last
- * one may be under way.
- */
+/** Payments that the gateway is to be asked about, `timeoutMs` after they were begun. Of the tries, the last one may be under way. */
 export function unsettledPayments(timeoutMs: number): Waiting {
   return {
     sql: `
-      (select update_time + ? * interval '1 ms' as due_time, greatest(tries - 1, 0) as failures
-         from payment where state = 'PENDING' and (tries > 0 or next_try_time <= now())
-        order by next_try_time limit ${MOST})
-      union all
-      (select create_time, greatest(tries - 1, 0) from gateway_refund where state = 'PENDING'
-        order by next_try_time limit ${MOST})`,
+      select update_time + ? * interval '1 ms' as due_time, greatest(tries - 1, 0) as failures
+        from payment where state = 'PENDING' and (tries > 0 or next_try_time <= now())
+       order by next_try_time limit ${MOST}`,
     values: [timeoutMs],
   };
 }
+
+/** Refunds that the gateway has not made. A bank may take days: late is only what it was not asked about in time. */
+export const unmadeRefunds: Waiting = {
+  sql: `
+    select case when next_try_time <= now() then next_try_time end as due_time, greatest(tries - 1, 0) as failures
+      from gateway_refund where state = 'PENDING' order by next_try_time limit ${MOST}`,
+  values: [],
+};

@@ -30,9 +30,17 @@ export async function serveWebhook(webhook: Webhook, exchange: Exchange): Promis
   response.writeHead(status, { "content-type": "text/plain" }).end(`${STATUS_CODES[status]}\n`);
 }
 
+/** The most bodies that are read at a time: whoever sends them is known only when they are there. */
+const MAX_READING = 32;
+let reading = 0;
+
 async function answer(webhook: Webhook, request: IncomingMessage): Promise<number> {
   if (request.method !== "POST") return 405;
-  const body = await read(request);
+  if (reading === MAX_READING) return 503;
+  reading += 1;
+  const body = await read(request).finally(() => {
+    reading -= 1;
+  });
   return body ? webhook(body, request.headers) : 413;
 }
 

@@ -3,14 +3,16 @@ import Stripe from "stripe";
 import { expect, test } from "vitest";
 import { OrderState } from "../../gen/shop/v1/order_pb.ts";
 import { PaymentState } from "../../gen/shop/v1/payment_pb.ts";
+import { value } from "../exact/audit.ts";
 import { many } from "../exact/shop.ts";
 import { createProxy } from "../support/proxy.ts";
+import { STRIPE_KEY } from "../support/stripe.ts";
 import { stripeShop, type Target, WEBHOOK_SECRET } from "../support/stripe-shop.ts";
 
 const CONFIRM = /\/confirm$/;
 const MAX_BODY = 1024 * 1024;
 
-const { stripe, books, state, another, placed, pay, stateOf, due, notDue, settled } = await stripeShop();
+const { stripe, books, state, another, placed, pay, stateOf, paymentIdOf, due, notDue, settled } = await stripeShop();
 
 const now = () => Math.floor(Date.now() / 1_000);
 
@@ -134,8 +136,37 @@ test("what is about none of our payments, or says otherwise than we know, is tak
   ];
   for (const [type, object] of others) expect(await send(eventOf(type, object))).toEqual({ status: 200, text: "OK\n" });
   expect(await paymentOf(target)).toEqual({ state: PaymentState.PENDING, events: 1 });
+  const asked = "select next_try_time < now() + interval '30 minutes' from payment where id = $1";
+  expect(await value(state.database, asked, paymentId)).toBe(false);
   await due();
   await settled();
+});
+
+test("money that was taken for a payment that had failed goes back", async () => {
+  books.refundStatus = "succeeded";
+  const target = await placed();
+  await expect(pay(target, "pm_card_visa_chargeDeclinedInsufficientFunds")).rejects.toThrow();
+  const paymentId = await paymentIdOf(target);
+  // What nobody should do: one more intent for the same payment.
+  const { hostname: host, port } = new URL(stripe.url);
+  const other = new Stripe(STRIPE_KEY, { protocol: "http", host, port });
+  const params = {
+    amount: 700,
+    currency: "krw",
+    allowed_payment_method_types: ["card"],
+    metadata: { payment_id: paymentId },
+  };
+  const { id } = await other.paymentIntents.create(params as Stripe.PaymentIntentCreateParams, {
+    idempotencyKey: paymentId + 2,
+  });
+  await other.paymentIntents.confirm(id, { payment_method: "pm_card_visa" });
+  const taken = books.intentsOf(paymentId).find((one) => one.id === id) ?? {};
+  expect(books.held(paymentId)).toBe(700);
+  expect((await send(eventOf("payment_intent.succeeded", taken))).status).toBe(200);
+  await settled();
+  expect(books.held(paymentId)).toBe(0);
+  expect(await paymentOf({ ...target, paymentId })).toEqual({ state: PaymentState.REFUNDED, events: 4 });
+  expect(await stateOf(target)).toBe(OrderState.PENDING_PAYMENT);
 });
 
 test("only a POST is taken, and none larger than a request may be", async () => {

@@ -54,6 +54,8 @@ export class Migration20261129174500_partial_refunds extends Migration {
       `alter table "payment" add constraint "whole" check ("state" = 'REFUNDED' or "refunded_amount" = 0), drop constraint "payment_refunding_check";`,
     );
     this.addSql(`alter table "payment" drop constraint "whole";`);
+    this.addSql(`alter table "order_line" add constraint "whole" check ("returned" = 0);`);
+    this.addSql(`alter table "order_line" drop constraint "whole";`);
     this.addSql(`drop index "payment_pending_index";`);
     this.addSql(`update "payment" set "next_try_time" = now() where "state" = 'REFUNDING';`);
     this.addSql(`alter table "payment" drop constraint "payment_amount_check", drop column "refunding_amount";`);
