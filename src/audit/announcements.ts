@@ -52,8 +52,7 @@ export const announcements: Readonly<Record<string, Invariant>> = {
         from (
             select payment_id as id, min(create_time) filter (where state = 'COMPLETED') as completed,
                    min(create_time) filter (where state = 'FAILED') as failed,
-                   count(*) filter (where ${GIVEN_BACK}) as refunds,
-                   count(*) filter (where ${GIVEN_BACK} and create_time >= ${SINCE}) as kept_refunds
+                   array_agg(create_time) filter (where ${GIVEN_BACK}) as refunds
               from payment_event group by payment_id
           ) p full join (
             select aggregateid, count(*) filter (where type = 'payment.completed') as completed,
@@ -64,7 +63,8 @@ export const announcements: Readonly<Record<string, Invariant>> = {
        where p.id is null
           or ${miscounted("e.completed", "p.completed is not null", "p.completed")}
           or ${miscounted("e.failed", "p.failed is not null", "p.failed")}
-          or coalesce(e.refunds, 0) not between coalesce(p.kept_refunds, 0) and p.refunds`,
+          or coalesce(e.refunds, 0) not between (select count(*) from unnest(p.refunds) as r (time) where r.time >= ${SINCE})
+                                            and coalesce(cardinality(p.refunds), 0)`,
     scope: scope("(select max(create_time) from payment_event)"),
   },
 
