@@ -29,7 +29,7 @@ import { createOrm, migrate } from "./db/orm.ts";
 import { loadDemo } from "./demo.ts";
 import { eventHandler } from "./event/event.handler.ts";
 import { EventFeed } from "./event/event.service.ts";
-import { openGateway } from "./gateways.ts";
+import { gatewayNameOf, openGateway } from "./gateways.ts";
 import { jobObserverOf, startJobs, startRelay } from "./jobs.ts";
 import { Order, OrderLine } from "./order/order.entity.ts";
 import { orderHandler } from "./order/order.handler.ts";
@@ -38,8 +38,8 @@ import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
 import { assertNotRestored } from "./outbox/rebase.ts";
 import { EventTail } from "./outbox/tail.ts";
-import { assertAllSettled, type External } from "./payment/external.ts";
-import { GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
+import { type External, switchGateway } from "./payment/external.ts";
+import { GatewayInUse, GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
 import { Product, Variant } from "./product/product.entity.ts";
@@ -74,6 +74,7 @@ export const entities = [
   Payment,
   PaymentEvent,
   GatewayRefund,
+  GatewayInUse,
   Event,
   EventReader,
   UndeliveredEvent,
@@ -117,7 +118,7 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   started.add("database connections", () => orm.close());
   await migrate(orm);
   await assertNotRestored(orm.em.fork());
-  if (config.paymentGateway === "off") await assertAllSettled(orm.em.fork());
+  await switchGateway(orm.em.fork(), gatewayNameOf(config));
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });

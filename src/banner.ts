@@ -21,6 +21,8 @@ export async function bannerOf(
   const http = `http://${host}:${ports.httpPort}`;
   const amounts = `minor units of ${config.currency}`;
   const lines = ["", "Doorbuster is ready", `  gRPC     ${grpc}`, `  Connect  ${http}`, `  Amounts  ${amounts}`];
+  const gateway = config.paymentGateway;
+  if (gateway !== "off") lines.push(`  Gateway  ${gateway}${gateway === "sandbox" ? ", which moves no money" : ""}`);
   if (developmentSecret) lines.push(...(await developmentLines(config, grpc, http, orm, developmentSecret)));
   else
     lines.push(

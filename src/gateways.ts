@@ -17,6 +17,11 @@ export type Gateway = Readonly<{
   webhooks: Webhooks;
 }>;
 
+/** Which gateway it is, apart from others of its kind that know nothing of its payments: Stripe keeps test and live apart. */
+export function gatewayNameOf({ paymentGateway, stripe }: Config): string {
+  return stripe ? `${paymentGateway} ${/_live_/.test(stripe.secretKey) ? "live" : "test"}` : paymentGateway;
+}
+
 /** Payments through the gateway that is set up; undefined when none is. */
 export async function openGateway(config: Config, db: Database, log: Logger): Promise<Gateway | undefined> {
   const { paymentGateway, paymentTimeoutMs: timeoutMs, currency, stripe, dataDir } = config;

@@ -73,7 +73,7 @@ export class Orders {
   /**
    * Gives stock and coupon back, and the money when the order was paid.
    *
-   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_CANCELLABLE
+   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED when a gateway has the money and there is none
    */
   cancel(call: Write, input: { userId: string; orderId: string }): Promise<OrderWithLines> {
     const { userId, orderId } = input;
@@ -82,7 +82,7 @@ export class Orders {
       decide: (tx) => {
         const order = tx.get(Order, { id: orderId });
         order.assertOwnedBy(userId);
-        cancel(tx, order, "CancelOrder");
+        cancel(tx, order, { cause: "CancelOrder", hasGateway: this.#hasGateway });
         return { order, lines: inOrder(tx.list(OrderLine, { orderId })) };
       },
     });

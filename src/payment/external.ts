@@ -54,18 +54,29 @@ export type Trouble = Readonly<{ paymentId: string; refundId?: string; tries: nu
 const PATIENCE = 5;
 
 /**
- * Refuses to go on without a gateway while money is on its way: nobody would ever ask for it.
+ * Notes which gateway payments go through from now on. While money is on its way through another one, or through one and there
+ * is to be none: nobody else can tell what becomes of it.
  *
  * @throws Error with one line for the operator
  */
-export async function assertAllSettled(em: EntityManager): Promise<void> {
-  const [row] = await em.execute<{ open: number }[]>(
-    `select (select count(*) from payment where state = 'PENDING')::int
+export async function switchGateway(em: EntityManager, name: string): Promise<void> {
+  const [row] = await em.execute<{ used: string | null; open: number }[]>(
+    `select (select max(name) from payment_gateway) as used,
+            (select count(*) from payment where state = 'PENDING')::int
           + (select count(*) from gateway_refund where state = 'PENDING')::int as open`,
   );
-  if (row && row.open > 0) {
-    throw new Error(`PAYMENT_GATEWAY is off, but ${row.open} payments or refunds wait for the gateway's answer`);
+  const { used = null, open = 0 } = row ?? {};
+  if (open > 0 && (used === null ? name === "off" : used !== name)) {
+    throw new Error(
+      `PAYMENT_GATEWAY is ${name}, but ${open} payments or refunds wait for ${used ?? "a gateway"}: ` +
+        "start with that one until they are settled (npm run payments -- list)",
+    );
   }
+  if (name === "off" || name === used) return;
+  await em.execute(
+    "with gone as (delete from payment_gateway where name <> ?) insert into payment_gateway (name) values (?) on conflict do nothing",
+    [name, name],
+  );
 }
 
 /** The two halves of a payment, and what brings them together when something came between. */

@@ -210,6 +210,16 @@ export class Payment extends paymentSchema.class {
 }
 paymentSchema.setClass(Payment);
 
+const gatewaySchema = defineEntity({
+  name: "GatewayInUse",
+  tableName: "payment_gateway",
+  properties: { name: p.string().length(50).primary() },
+});
+
+/** The one row that says which gateway payments went through last. */
+export class GatewayInUse extends gatewaySchema.class {}
+gatewaySchema.setClass(GatewayInUse);
+
 const refundStates = ["PENDING", "COMPLETED"] as const;
 
 const refundSchema = defineEntity({

@@ -89,10 +89,11 @@ export class Payments {
         if (!payment) throw Payment.notFound({ id: paymentId });
         payment.assertRefundable();
         const before = payment.refundable;
+        const how = { cause: "RefundPayment", hasGateway: this.#external !== undefined };
         const order = tx.get(Order, { id: orderId });
-        if (amount !== undefined) refundAmount(tx, payment, amount, "RefundPayment");
-        else if (units.length > 0) returnUnits(tx, order, payment, units, "RefundPayment");
-        else cancel(tx, order, "RefundPayment");
+        if (amount !== undefined) refundAmount(tx, payment, amount, how);
+        else if (units.length > 0) returnUnits(tx, order, payment, units, how);
+        else cancel(tx, order, how);
         return { payment, amount: before - payment.refundable };
       },
     });

@@ -123,29 +123,36 @@ export async function touchesToGiveUp(db: Database, orderId: string): Promise<To
   ];
 }
 
-/** Cancels an order: stock and coupon come back, and the money when it was paid. @throws DomainError ORDER_NOT_CANCELLABLE */
-export function cancel(tx: Tx, order: Order, cause: string): void {
+/** What gives money back: `cause` is for the history; without a gateway, what one has taken can't go back. */
+export type Refunding = Readonly<{ cause: string; hasGateway: boolean }>;
+
+/**
+ * Cancels an order: stock and coupon come back, and the money when it was paid.
+ *
+ * @throws DomainError ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED where there is no gateway to give the money back
+ */
+export function cancel(tx: Tx, order: Order, how: Refunding): void {
   const lines = tx.list(OrderLine, { orderId: order.id });
   const payment = tx.list(Payment, { orderId: order.id }).find(({ state }) => state === "COMPLETED");
   order.cancel(tx.now);
   giveBack(tx, order, lines);
-  if (payment) refundMoney(tx, payment, payment.refundable, cause, true);
+  if (payment) refundMoney(tx, payment, payment.refundable, how, true);
   tx.add(Event.of("order.cancelled", order.id, order.describe(lines), tx.now));
 }
 
-/** Gives money of a paid order back; the buyer keeps the goods. @throws DomainError PAYMENT_NOT_REFUNDABLE */
-export function refundAmount(tx: Tx, payment: Payment, amount: bigint, cause: string): void {
+/** Gives money of a paid order back; the buyer keeps the goods. @throws DomainError PAYMENT_NOT_REFUNDABLE, METHOD_NOT_SERVED */
+export function refundAmount(tx: Tx, payment: Payment, amount: bigint, how: Refunding): void {
   payment.assertRefundable(amount);
-  refundMoney(tx, payment, amount, cause, false);
+  refundMoney(tx, payment, amount, how, false);
 }
 
 /**
  * Takes units of a paid order back, and gives their share of what was paid for it back, or what is left of that. With the
  * last unit the order is cancelled.
  *
- * @throws DomainError VARIANT_NOT_FOUND for one that is not in the order, PAYMENT_NOT_REFUNDABLE
+ * @throws DomainError VARIANT_NOT_FOUND for one that is not in the order, PAYMENT_NOT_REFUNDABLE, METHOD_NOT_SERVED
  */
-export function returnUnits(tx: Tx, order: Order, payment: Payment, units: readonly Units[], cause: string): void {
+export function returnUnits(tx: Tx, order: Order, payment: Payment, units: readonly Units[], how: Refunding): void {
   const lines = tx.list(OrderLine, { orderId: order.id });
   const before = order.priceOfReturned(lines);
   const returned = units.map(({ variantId, quantity }) => {
@@ -158,11 +165,11 @@ export function returnUnits(tx: Tx, order: Order, payment: Payment, units: reado
   const facts = { ...order.describe(lines), returned_lines: returned };
   tx.add(Event.of("order.returned", order.id, facts, tx.now));
   if (lines.every(({ kept }) => kept === 0)) {
-    cancel(tx, order, cause);
+    cancel(tx, order, how);
   } else {
     const share = order.priceOfReturned(lines) - before;
     const isLeft = share <= payment.refundable;
-    refundMoney(tx, payment, isLeft ? share : payment.refundable, cause, false);
+    refundMoney(tx, payment, isLeft ? share : payment.refundable, how, false);
   }
 }
 
@@ -183,8 +190,9 @@ function giveBack(tx: Tx, order: Order, lines: readonly OrderLine[]): void {
 }
 
 /** `ends`: the order is given up, and no money of the payment is to stay. */
-function refundMoney(tx: Tx, payment: Payment, amount: bigint, cause: string, ends: boolean): void {
+function refundMoney(tx: Tx, payment: Payment, amount: bigint, { cause, hasGateway }: Refunding, ends: boolean): void {
   if (payment.method === "EXTERNAL" && amount > 0n) {
+    assertServed(payment.method, hasGateway);
     // Only recorded here: the gateway is asked outside of the transaction, until it has done it.
     tx.add(payment.startRefund(amount, cause, tx.now, ends));
     tx.add(GatewayRefund.of(randomUUIDv7(), payment, amount, tx.now));

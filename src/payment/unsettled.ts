@@ -11,6 +11,8 @@ export type Unsettled = Readonly<{
   kind: "payment" | "refund";
   id: string;
   orderId: string;
+  /** The same as `id` for a payment. */
+  paymentId: string;
   amount: string;
   tries: number;
   createTime: Date;
@@ -19,10 +21,10 @@ export type Unsettled = Readonly<{
 /** The oldest of them, up to `limit`. */
 export async function listUnsettled(em: EntityManager, limit: number): Promise<Unsettled[]> {
   const rows = await em.execute<(Omit<Unsettled, "createTime"> & { createTime: string })[]>(
-    `select 'payment' as kind, id, order_id as "orderId", amount, tries, create_time as "createTime"
+    `select 'payment' as kind, id, order_id as "orderId", id as "paymentId", amount, tries, create_time as "createTime"
        from payment where state = 'PENDING'
       union all
-     select 'refund', id, order_id, amount, tries, create_time from gateway_refund where state = 'PENDING'
+     select 'refund', id, order_id, payment_id, amount, tries, create_time from gateway_refund where state = 'PENDING'
       order by "createTime" limit ?`,
     [limit],
   );

@@ -82,11 +82,11 @@ test("BALANCE_LIMIT_EXCEEDED says what the wallet holds and may hold; a refund i
   await charge(MAX_BALANCE - 2n * MAX_CHARGE - 4_000n);
   const metadata = { user_id: userId, balance: String(MAX_BALANCE), limit: String(MAX_BALANCE) };
   await refused(BalanceService.method.chargeBalance, { userId, amount: 1n }, "BALANCE_LIMIT_EXCEEDED", { metadata });
-  await call(payments.refundPayment, { requestId: fresh(), userId, paymentId });
+  await call(payments.refundPayment, { requestId: fresh(), userId, paymentId, everything: true });
   const { balance } = await call(BalanceService.method.getBalance, { userId });
   expect(balance?.amount).toBe(MAX_BALANCE + 1_000n);
   const facts = { metadata: { payment_id: paymentId, state: "REFUNDED", available: "0", required: "0" } };
-  await refused(payments.refundPayment, { userId, paymentId }, "PAYMENT_NOT_REFUNDABLE", facts);
+  await refused(payments.refundPayment, { userId, paymentId, everything: true }, "PAYMENT_NOT_REFUNDABLE", facts);
   const order = { metadata: { order_id: orderId, state: "CANCELLED" } };
   await refused(orders.cancelOrder, { userId, orderId }, "ORDER_NOT_CANCELLABLE", order);
 });

@@ -243,7 +243,8 @@ export const rules: readonly Rule[] = [
       "amount and lines": [{ amount: 1n }, [""]],
       "a variant twice": [(request) => void request.lines.push({ ...request.lines[0] } as never), [""]],
       "amount: largest": [{ amount: MAX_INT64, lines: [] }, "PAYMENT_NOT_REFUNDABLE"],
-      "amount: nothing": [{ amount: 0n, lines: [] }, ["amount"]],
+      "nothing at all": [{ lines: [] }, [""]],
+      "everything, and lines": [{ everything: true }, [""]],
     },
   }),
   rule(payments.getPayment, {

@@ -102,7 +102,7 @@ async function sendAll(): Promise<Sent[]> {
   const paid = { ...(await order()), method: PaymentMethod.BALANCE };
   const { payment } = await send(PaymentService.method.payOrder, paid, { orderId: userId });
   await send(OrderService.method.cancelOrder, await order(), { orderId: userId });
-  const refund = { userId, paymentId: payment?.id ?? "" };
+  const refund = { userId, paymentId: payment?.id ?? "", everything: true };
   await send(PaymentService.method.refundPayment, refund, { paymentId: checkedOut.payment?.id ?? "" });
   return sent;
 }

@@ -104,7 +104,12 @@ describe.each(Object.keys(doors))("%s", (door) => {
       const { order } = await shop.orders.cancelOrder({ requestId: fresh(), userId, orderId });
       expect(order?.state).toBe(OrderState.CANCELLED);
     } else {
-      const { payment } = await shop.payments.refundPayment({ requestId: fresh(), userId, paymentId });
+      const { payment } = await shop.payments.refundPayment({
+        requestId: fresh(),
+        userId,
+        paymentId,
+        everything: true,
+      });
       expect(payment).toMatchObject({ state: PaymentState.REFUNDED, refundedAmount: 2_900n });
     }
     await expectReturned(shop, bought);

@@ -65,7 +65,7 @@ async function bought(variantId: string, quantity: number, method: PaymentMethod
   return { userId, orderId, paymentId: payment?.id ?? "" };
 }
 
-const refund = ({ userId, paymentId }: Bought, part: object = {}) =>
+const refund = ({ userId, paymentId }: Bought, part: object = { everything: true }) =>
   shop.payments.refundPayment({ requestId: fresh(), userId, paymentId, ...part });
 const orderOf = async ({ userId, orderId }: Bought) => (await shop.orders.getOrder({ userId, orderId })).order;
 const paymentOf = async ({ userId, paymentId }: Bought) =>
@@ -179,6 +179,8 @@ test("what is refused: parts of nothing, of something else, of both kinds", asyn
     [{ amount: -1n }, "ARGUMENT_INVALID"],
     // Nothing must not be taken for everything.
     [{ amount: 0n }, "ARGUMENT_INVALID"],
+    [{ lines: [] }, "ARGUMENT_INVALID"],
+    [{ everything: true, amount: 1n }, "ARGUMENT_INVALID"],
     [{ lines: [units(variantId, 0)] }, "ARGUMENT_INVALID"],
   ];
   for (const [part, reason] of wrong)
