@@ -38,8 +38,8 @@ import { EventReader, UndeliveredEvent } from "./outbox/delivery.entity.ts";
 import { Event } from "./outbox/event.entity.ts";
 import { assertNotRestored } from "./outbox/rebase.ts";
 import { EventTail } from "./outbox/tail.ts";
-import { type External, switchGateway } from "./payment/external.ts";
-import { GatewayInUse, GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
+import { type External, unsettledElsewhere } from "./payment/external.ts";
+import { GatewayRefund, Payment, PaymentEvent } from "./payment/payment.entity.ts";
 import { paymentHandler } from "./payment/payment.handler.ts";
 import { Payments } from "./payment/payment.service.ts";
 import { Product, Variant } from "./product/product.entity.ts";
@@ -74,7 +74,6 @@ export const entities = [
   Payment,
   PaymentEvent,
   GatewayRefund,
-  GatewayInUse,
   Event,
   EventReader,
   UndeliveredEvent,
@@ -118,13 +117,15 @@ async function startAll(config: Config, log: Logger, started: Started): Promise<
   started.add("database connections", () => orm.close());
   await migrate(orm);
   await assertNotRestored(orm.em.fork());
-  await switchGateway(orm.em.fork(), gatewayNameOf(config));
+  for (const waiting of await unsettledElsewhere(orm.em.fork(), gatewayNameOf(config))) {
+    log.error(waiting, "payments or refunds wait for a gateway that is not set up: nobody asks it");
+  }
   if (config.demo === "auto") await loadDemo(orm);
 
   const db = await Database.open(orm, { observer: observerOf(log) });
   const gateway = await openGateway(config, db, log);
   const external = gateway?.external;
-  const orders = new Orders(db, config.orderTtlMs, external !== undefined);
+  const orders = new Orders(db, config.orderTtlMs, external?.name);
   const ranking = new Ranking(db);
   const jobs = startJobs(config, log, { db, ranking, external });
   started.add("background jobs", () => Promise.all(jobs.map((job) => job.stop())));

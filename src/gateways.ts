@@ -26,10 +26,11 @@ export function gatewayNameOf({ paymentGateway, stripe }: Config): string {
 export async function openGateway(config: Config, db: Database, log: Logger): Promise<Gateway | undefined> {
   const { paymentGateway, paymentTimeoutMs: timeoutMs, currency, stripe, dataDir } = config;
   if (paymentGateway === "off") return undefined;
+  const name = gatewayNameOf(config);
   const observer = {
     unsettled: (trouble: Trouble) => log.error(trouble, "the payment gateway does not settle this; it is asked again"),
   };
-  const payingThrough = (gateway: PaymentGateway) => new External(db, { gateway, currency, timeoutMs, observer });
+  const payingThrough = (gateway: PaymentGateway) => new External(db, { gateway, name, currency, timeoutMs, observer });
   if (!stripe) {
     const external = payingThrough(new SandboxGateway(join(dataDir, "sandbox-gateway")));
     return { external, webhooks: new Map() };

@@ -33,13 +33,13 @@ export type OrderWithLines = Readonly<{ order: Order; lines: readonly OrderLine[
 export class Orders {
   readonly #db: Database;
   readonly #ttl: number;
-  readonly #hasGateway: boolean;
+  readonly #gateway: string | undefined;
 
-  /** `ttl`: how long an order waits for its payment, in milliseconds. `hasGateway`: whether EXTERNAL is served. */
-  constructor(db: Database, ttl: number, hasGateway = false) {
+  /** `ttl`: how long an order waits for its payment, in milliseconds. `gateway`: the name of the one that serves EXTERNAL. */
+  constructor(db: Database, ttl: number, gateway?: string) {
     this.#db = db;
     this.#ttl = ttl;
-    this.#hasGateway = hasGateway;
+    this.#gateway = gateway;
   }
 
   /**
@@ -49,7 +49,7 @@ export class Orders {
    *   TOTAL_CHANGED, METHOD_NOT_SERVED, and INSUFFICIENT_BALANCE when `method` is BALANCE and the wallet can't cover the total
    */
   async place(call: Write, purchase: Purchase, method: PaymentMethod | undefined): Promise<OrderWithLines> {
-    if (method !== undefined) assertServed(method, this.#hasGateway);
+    if (method !== undefined) assertServed(method, this.#gateway !== undefined);
     return this.#db.write(
       call,
       this.#purchase(purchase, (tx, placed) => {
@@ -73,7 +73,7 @@ export class Orders {
   /**
    * Gives stock and coupon back, and the money when the order was paid.
    *
-   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED when a gateway has the money and there is none
+   * @throws DomainError ORDER_NOT_FOUND, ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED when another gateway has the money
    */
   cancel(call: Write, input: { userId: string; orderId: string }): Promise<OrderWithLines> {
     const { userId, orderId } = input;
@@ -82,7 +82,7 @@ export class Orders {
       decide: (tx) => {
         const order = tx.get(Order, { id: orderId });
         order.assertOwnedBy(userId);
-        cancel(tx, order, { cause: "CancelOrder", hasGateway: this.#hasGateway });
+        cancel(tx, order, { cause: "CancelOrder", gateway: this.#gateway });
         return { order, lines: inOrder(tx.list(OrderLine, { orderId })) };
       },
     });

@@ -15,17 +15,19 @@ const ASK_AGAIN_MARGIN = 5_000;
  * Of pending rows that are due, takes up to `?`: until their next try they are nobody else's. The pause doubles from a second
  * up to five minutes, on top of the time (`?`, in milliseconds) that the try itself may take.
  */
-const claim = (table: string, returning: string) => `
+const claim = (table: string, own: string, returning: string) => `
   update ${table} p
      set tries = p.tries + 1,
          next_try_time = ?::timestamptz + (? + least(1000 * power(2, least(p.tries, 20)), 300000)) * interval '1 millisecond'
     from (select order_id, id from ${table}
-           where state = 'PENDING' and next_try_time <= ?
+           where state = 'PENDING' and next_try_time <= ? and ${own}
            order by next_try_time limit ? for update skip locked) due
    where p.order_id = due.order_id and p.id = due.id
   returning p.order_id as "orderId", p.id, ${returning}`;
-const CLAIM_PAYMENTS = claim("payment", "p.tries");
-const CLAIM_REFUNDS = claim("gateway_refund", `p.tries, p.payment_id as "paymentId", p.amount`);
+const OWN = "(gateway is null or gateway = ?)";
+const CLAIM_PAYMENTS = claim("payment", OWN, "p.tries");
+const OWN_REFUND = `exists (select from payment o where o.order_id = gateway_refund.order_id and o.id = payment_id and ${OWN})`;
+const CLAIM_REFUNDS = claim("gateway_refund", OWN_REFUND, `p.tries, p.payment_id as "paymentId", p.amount`);
 
 const askNow = (table: string, id: string) =>
   `update ${table} set next_try_time = ? where order_id = ? and ${id} = ? and state = 'PENDING'`;
@@ -37,6 +39,8 @@ type Settled = Exclude<GatewayAnswer, { outcome: "unknown" }>;
 
 export type ExternalOptions = Readonly<{
   gateway: PaymentGateway;
+  /** Of the gateway: it is asked about payments of this name alone. At most 50 characters. */
+  name: string;
   /** ISO 4217, of every amount. */
   currency: string;
   /** How long the gateway may take to answer, in milliseconds. */
@@ -53,28 +57,16 @@ export type Trouble = Readonly<{ paymentId: string; refundId?: string; tries: nu
 /** Up to so many times it is nothing special that the gateway does not know. */
 const PATIENCE = 5;
 
-/**
- * Notes which gateway payments go through from now on. While money is on its way through another one, or through one and there
- * is to be none: nobody else can tell what becomes of it.
- *
- * @throws Error with one line for the operator
- */
-export async function switchGateway(em: EntityManager, name: string): Promise<void> {
-  const [row] = await em.execute<{ used: string | null; open: number }[]>(
-    `select (select max(name) from payment_gateway) as used,
-            (select count(*) from payment where state = 'PENDING')::int
-          + (select count(*) from gateway_refund where state = 'PENDING')::int as open`,
-  );
-  const { used = null, open = 0 } = row ?? {};
-  if (open > 0 && (used === null ? name === "off" : used !== name)) {
-    throw new Error(
-      `PAYMENT_GATEWAY is ${name}, but ${open} payments or refunds wait for ${used ?? "a gateway"}: ` +
-        "start with that one until they are settled (npm run payments -- list)",
-    );
-  }
-  if (name === "off" || name === used) return;
-  await em.execute(
-    "with gone as (delete from payment_gateway where name <> ?) insert into payment_gateway (name) values (?) on conflict do nothing",
+/** What is on its way through other gateways than that, and nobody asks about: how much, by the gateway. */
+export function unsettledElsewhere(em: EntityManager, name: string): Promise<{ gateway: string; open: number }[]> {
+  return em.execute(
+    `select coalesce(p.gateway, 'a gateway that was not noted') as gateway, count(*)::int as open
+       from (select gateway from payment where state = 'PENDING'
+             union all
+             select o.gateway from gateway_refund r join payment o on o.order_id = r.order_id and o.id = r.payment_id
+              where r.state = 'PENDING') p
+      where case when ? = 'off' then true else p.gateway <> ? end
+      group by 1 order by 1`,
     [name, name],
   );
 }
@@ -87,6 +79,10 @@ export class External {
   constructor(db: Database, options: ExternalOptions) {
     this.#db = db;
     this.#options = options;
+  }
+
+  get name(): string {
+    return this.#options.name;
   }
 
   /**
@@ -131,7 +127,7 @@ export class External {
    */
   async hear(id: string, answer: GatewayAnswer): Promise<void> {
     const payment = await this.#db.find(Payment, { id });
-    if (!payment) return;
+    if (!payment?.isOf(this.name)) return;
     if (answer.outcome === "unknown") {
       const values = [this.#db.now().toISOString(), payment.orderId, id];
       await this.#db.maintain(async (em) => {
@@ -144,12 +140,13 @@ export class External {
 
   #claim<D>(sql: string, limit: number): Promise<D[]> {
     const now = this.#db.now().toISOString();
-    return this.#db.maintain((em) => em.execute<D[]>(sql, [now, this.#options.timeoutMs, now, limit]));
+    const { timeoutMs, name } = this.#options;
+    return this.#db.maintain((em) => em.execute<D[]>(sql, [now, timeoutMs, now, name, limit]));
   }
 
   /** What is stored as the answer is the id of the payment: its state is looked up when the request comes again. */
   async #begin(call: Write, userId: string, orderId: string): Promise<Payment> {
-    const asksAgain = this.#options.timeoutMs + ASK_AGAIN_MARGIN;
+    const begun = { gateway: this.name, askAgainMs: this.#options.timeoutMs + ASK_AGAIN_MARGIN };
     const stored: Write = { ...call, encode: (payment) => Buffer.from((payment as Payment).id) };
     try {
       return await this.#db.write(stored, {
@@ -157,7 +154,7 @@ export class External {
         decide: (tx) => {
           const order = tx.get(Order, { id: orderId });
           order.assertOwnedBy(userId);
-          return beginExternal(tx, order, tx.list(OrderLine, { orderId }), asksAgain);
+          return beginExternal(tx, order, tx.list(OrderLine, { orderId }), begun);
         },
       });
     } catch (error) {

@@ -19,6 +19,8 @@ const paymentSchema = defineEntity({
     id: p.uuid().primary(),
     userId: p.uuid(),
     method: p.enum(paymentMethods),
+    /** Through which gateway; null when through none, or one that was not noted yet. */
+    gateway: p.string().length(50).strictNullable(),
     state: p.enum(paymentStates),
     amount: p.bigint(),
     /** Given back. */
@@ -86,8 +88,14 @@ export class Payment extends paymentSchema.class {
   }
 
   /** A payment of the order's total that the gateway is about to be asked for, and again at `nextTryTime`. */
-  static pending(id: string, order: Order, cause: string, now: Date, nextTryTime: Date): [Payment, PaymentEvent] {
+  static pending(
+    id: string,
+    order: Order,
+    { cause, gateway, nextTryTime }: { cause: string; gateway: string; nextTryTime: Date },
+    now: Date,
+  ): [Payment, PaymentEvent] {
     const payment = Payment.of(id, order, "EXTERNAL", now);
+    payment.gateway = gateway;
     const event = payment.reach("PENDING", 0n, cause, now);
     payment.nextTryTime = nextTryTime;
     return [payment, event];
@@ -100,6 +108,7 @@ export class Payment extends paymentSchema.class {
       id,
       userId,
       method,
+      gateway: null,
       amount,
       refundedAmount: 0n,
       refundingAmount: 0n,
@@ -118,6 +127,11 @@ export class Payment extends paymentSchema.class {
         payment_id: pending.id,
       });
     }
+  }
+
+  /** Whether that gateway is the one to ask about it. */
+  isOf(gateway: string | undefined): boolean {
+    return gateway !== undefined && (this.gateway === null || this.gateway === gateway);
   }
 
   /** The refusal of a payment that has FAILED. */
@@ -209,16 +223,6 @@ export class Payment extends paymentSchema.class {
   }
 }
 paymentSchema.setClass(Payment);
-
-const gatewaySchema = defineEntity({
-  name: "GatewayInUse",
-  tableName: "payment_gateway",
-  properties: { name: p.string().length(50).primary() },
-});
-
-/** The one row that says which gateway payments went through last. */
-export class GatewayInUse extends gatewaySchema.class {}
-gatewaySchema.setClass(GatewayInUse);
 
 const refundStates = ["PENDING", "COMPLETED"] as const;
 

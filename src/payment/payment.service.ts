@@ -89,7 +89,7 @@ export class Payments {
         if (!payment) throw Payment.notFound({ id: paymentId });
         payment.assertRefundable();
         const before = payment.refundable;
-        const how = { cause: "RefundPayment", hasGateway: this.#external !== undefined };
+        const how = { cause: "RefundPayment", gateway: this.#external?.name };
         const order = tx.get(Order, { id: orderId });
         if (amount !== undefined) refundAmount(tx, payment, amount, how);
         else if (units.length > 0) returnUnits(tx, order, payment, units, how);

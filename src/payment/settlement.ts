@@ -44,7 +44,12 @@ function completed(tx: Tx, order: Order, lines: readonly OrderLine[], payment: P
  *
  * @throws DomainError ORDER_NOT_PAYABLE, PAYMENT_IN_PROGRESS
  */
-export function beginExternal(tx: Tx, order: Order, lines: readonly OrderLine[], askAgainMs: number): Payment {
+export function beginExternal(
+  tx: Tx,
+  order: Order,
+  lines: readonly OrderLine[],
+  { gateway, askAgainMs }: { gateway: string; askAgainMs: number },
+): Payment {
   order.assertPayable(tx.now);
   Payment.assertNonePending(tx.list(Payment, { orderId: order.id }));
   const id = randomUUIDv7();
@@ -55,7 +60,8 @@ export function beginExternal(tx: Tx, order: Order, lines: readonly OrderLine[],
     return payment;
   }
   order.awaitGateway(tx.now);
-  const [payment, change] = Payment.pending(id, order, "PayOrder", tx.now, new Date(tx.now.getTime() + askAgainMs));
+  const nextTryTime = new Date(tx.now.getTime() + askAgainMs);
+  const [payment, change] = Payment.pending(id, order, { cause: "PayOrder", gateway, nextTryTime }, tx.now);
   tx.add(payment);
   tx.add(change);
   return payment;
@@ -123,13 +129,13 @@ export async function touchesToGiveUp(db: Database, orderId: string): Promise<To
   ];
 }
 
-/** What gives money back: `cause` is for the history; without a gateway, what one has taken can't go back. */
-export type Refunding = Readonly<{ cause: string; hasGateway: boolean }>;
+/** What gives money back: `cause` is for the history; only the gateway that has taken it can give it back. */
+export type Refunding = Readonly<{ cause: string; gateway: string | undefined }>;
 
 /**
  * Cancels an order: stock and coupon come back, and the money when it was paid.
  *
- * @throws DomainError ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED where there is no gateway to give the money back
+ * @throws DomainError ORDER_NOT_CANCELLABLE, METHOD_NOT_SERVED where another gateway has the money
  */
 export function cancel(tx: Tx, order: Order, how: Refunding): void {
   const lines = tx.list(OrderLine, { orderId: order.id });
@@ -190,9 +196,9 @@ function giveBack(tx: Tx, order: Order, lines: readonly OrderLine[]): void {
 }
 
 /** `ends`: the order is given up, and no money of the payment is to stay. */
-function refundMoney(tx: Tx, payment: Payment, amount: bigint, { cause, hasGateway }: Refunding, ends: boolean): void {
+function refundMoney(tx: Tx, payment: Payment, amount: bigint, { cause, gateway }: Refunding, ends: boolean): void {
   if (payment.method === "EXTERNAL" && amount > 0n) {
-    assertServed(payment.method, hasGateway);
+    assertServed(payment.method, payment.isOf(gateway));
     // Only recorded here: the gateway is asked outside of the transaction, until it has done it.
     tx.add(payment.startRefund(amount, cause, tx.now, ends));
     tx.add(GatewayRefund.of(randomUUIDv7(), payment, amount, tx.now));

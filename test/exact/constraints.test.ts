@@ -31,7 +31,6 @@ async function fill(): Promise<void> {
   await database.query(
     "insert into gateway_refund select order_id, id, id, 1, 'PENDING', 0, now(), now() from payment on conflict do nothing",
   );
-  await database.query("insert into payment_gateway values ('sandbox') on conflict do nothing");
   await database.query(
     "insert into event_undelivered select aggregateid, id, aggregatetype, xid, 1, now(), false, '' from event limit 1 on conflict do nothing",
   );
@@ -96,7 +95,6 @@ const uniques: Record<string, string> = {
            jsonb_populate_record(p, jsonb_build_object('id', ids.id, 'state', 'PENDING')) r`,
   payment_event_pkey: again("payment_event"),
   gateway_refund_pkey: again("gateway_refund"),
-  payment_gateway_pkey: again("payment_gateway"),
   event_pkey: again("event"),
   idempotency_pkey: again("idempotency"),
   ranking_bucket_pkey: again("ranking_bucket"),

@@ -22,7 +22,13 @@ function processWith(before: () => Promise<unknown>) {
     },
   };
   const observer = { unsettled: (trouble: Trouble) => void troubles.push(trouble) };
-  const external = new External(till.replica.db, { gateway, currency: "KRW", timeoutMs: 10_000, observer });
+  const external = new External(till.replica.db, {
+    gateway,
+    name: "sandbox",
+    currency: "KRW",
+    timeoutMs: 10_000,
+    observer,
+  });
   return { external, troubles };
 }
 

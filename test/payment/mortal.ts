@@ -24,7 +24,12 @@ export class Process {
     this.#death = death;
     const mortalDb = this.#wrap(db, WAITED_FOR);
     const mortalGateway = this.#wrap(gateway, ["charge", "retrieve", "refund"]);
-    this.external = new External(mortalDb, { gateway: mortalGateway, currency: "KRW", timeoutMs: TIMEOUT_MS });
+    this.external = new External(mortalDb, {
+      gateway: mortalGateway,
+      name: "sandbox",
+      currency: "KRW",
+      timeoutMs: TIMEOUT_MS,
+    });
     this.payments = new Payments(mortalDb, this.external);
   }
 

@@ -28,18 +28,21 @@ export class Till {
   readonly replica: Replica;
   readonly database: Pool;
   readonly gateway: SandboxGateway;
+  /** Of the gateway's books. */
+  readonly directory: string;
   readonly userId: string;
   readonly variantId: string;
   readonly #clock: { now: number };
 
   private constructor(
     clock: { now: number },
-    parts: Pick<Till, "replica" | "database" | "gateway" | "userId" | "variantId">,
+    parts: Pick<Till, "replica" | "database" | "gateway" | "directory" | "userId" | "variantId">,
   ) {
     this.#clock = clock;
     this.replica = parts.replica;
     this.database = parts.database;
     this.gateway = parts.gateway;
+    this.directory = parts.directory;
     this.userId = parts.userId;
     this.variantId = parts.variantId;
   }
@@ -50,10 +53,11 @@ export class Till {
     const url = await createDatabase();
     const clock = { now: Date.now() };
     const opened = await openReplica(url, { clock: () => new Date(clock.now) });
-    const replica = { ...opened, orders: new Orders(opened.db, ORDER_TTL, true) };
+    const replica = { ...opened, orders: new Orders(opened.db, ORDER_TTL, "sandbox") };
     const { userId, variantIds } = await newShop(replica, MONEY, [{ price: PRICE, stock: STOCK }]);
     const gateway = new SandboxGateway(directory);
-    return new Till(clock, { replica, database: openDatabase(url), gateway, userId, variantId: variantIds[0] ?? "" });
+    const [variantId = ""] = variantIds;
+    return new Till(clock, { replica, database: openDatabase(url), gateway, directory, userId, variantId });
   }
 
   /** A process on this database and gateway, which may die. */
