@@ -57,13 +57,13 @@ export class Rows implements Tx {
   }
 
   /**
-   * Takes over what the unit of work in front has changed, in copies, and returns what is left to be loaded: it may be done
-   * again. Undefined when it has written what is left too: half of it would be seen, and half not.
+   * Takes over what the unit of work in front has changed, and returns what is left to be loaded. Undefined when it has
+   * written what is left too: half of it would be seen, and half not.
    */
   inherit(touches: readonly Touch[], { changed, covers }: Handover): Touch[] | undefined {
     const rest = touches.filter((touch) => {
-      const rows = changed.get(touch.id)?.map((row) => this.#tables(touch.entity).copy(row));
-      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row, true);
+      const rows = changed.get(touch.id);
+      if (rows && this.#declare([touch]).length > 0) for (const row of rows) this.#place(touch, row as Row, true);
       return !rows;
     });
     return rest.some(covers) ? undefined : rest;
@@ -256,13 +256,13 @@ export class Rows implements Tx {
     for (const values of results) this.#place(touch, table.hydrate(values) as Row);
   }
 
-  /** A row that is there already stays the one that it is, whatever was loaded of it again. */
+  /** A row that is there already stays the one that it is. One that is inherited is a copy: it may be inherited again. */
   #place({ entity, shape }: Touch, loaded: Row, inherited = false): void {
     const table = this.#tables(entity);
     const identity = `${entity.name}=${table.keyOf(loaded)}`;
-    const row = this.#identity.get(identity) ?? loaded;
+    const row = this.#identity.get(identity) ?? (inherited ? table.copy(loaded) : loaded);
     this.#identity.set(identity, row);
-    if (row === loaded) {
+    if (!this.#tracked.has(row)) {
       const before = table.snapshot(row);
       this.#tracked.set(row, new Tracked(table, row, before, inherited));
     }

@@ -13,8 +13,8 @@ export type Column = Readonly<{
   type: string;
   /** What the database fills in when a row is made; undefined when the row itself says it. */
   initial: string | undefined;
-  /** Counted up by the statements that change a row. */
-  counted: boolean;
+  /** Counts the changes of a row: the statements that change it raise it. */
+  countsChanges: boolean;
   codec: Codec;
 }>;
 
@@ -43,7 +43,7 @@ export function columnOf(meta: EntityMetadata, name: string): Column {
     field: `"${prop.fieldNames[0]}"`,
     type,
     initial: prop.version === true ? "1" : prop.defaultRaw,
-    counted: prop.version === true || prop.name === EDITS,
+    countsChanges: prop.version === true || prop.name === EDITS,
     codec: codecOf(type),
   };
 }

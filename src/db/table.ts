@@ -46,7 +46,7 @@ const EXACTLY: Column = {
   field: '"exactly"',
   type: "int",
   initial: undefined,
-  counted: false,
+  countsChanges: false,
   codec: codecOf("int"),
 };
 
@@ -88,7 +88,7 @@ export class Table {
     this.#columns = names.map((name) => columnOf(meta, name));
     this.#byProperty = new Map(this.#columns.map((column) => [column.property, column]));
     this.#key = meta.primaryKeys.map((name) => this.#column(name));
-    this.#initial = this.#columns.filter((column) => !isWritable(column) && !column.counted);
+    this.#initial = this.#columns.filter((column) => !isWritable(column) && !column.countsChanges);
     this.#version = meta.versionProperty === undefined ? undefined : this.#column(meta.versionProperty);
     this.#counters = (meta.class as Partial<Counting>).counters ?? [];
     this.#edits = this.counting ? this.#column(EDITS) : undefined;
@@ -254,14 +254,14 @@ export class Table {
 
   /** What would be written of the row, to be compared later. */
   snapshot(row: Row): readonly string[] {
-    return this.#columns.map((column) => (column.counted ? "" : textOf(column, row[column.property])));
+    return this.#columns.map((column) => (column.countsChanges ? "" : textOf(column, row[column.property])));
   }
 
   /** The properties that differ from an earlier snapshot. */
   changes(row: Row, before: readonly string[]): string[] {
     const changed: string[] = [];
     for (const [index, column] of this.#columns.entries()) {
-      const now = column.counted ? "" : textOf(column, row[column.property]);
+      const now = column.countsChanges ? "" : textOf(column, row[column.property]);
       if (now !== before[index]) changed.push(column.property);
     }
     return changed;

@@ -1,5 +1,4 @@
 /** Payments through the gateway. It is only ever asked outside of transactions; what it is asked for is committed before. */
-import type { EntityManager } from "@mikro-orm/postgresql";
 import { Replayed, type Touch, touch, type Write } from "../db/command.ts";
 import type { Database } from "../db/database.ts";
 import { DomainError } from "../error.ts";
@@ -57,20 +56,6 @@ export type Trouble = Readonly<{ paymentId: string; refundId?: string; tries: nu
 /** Up to so many times it is nothing special that the gateway does not know. */
 const PATIENCE = 5;
 
-/** What is on its way through other gateways than that, and nobody asks about: how much, by the gateway. */
-export function unsettledElsewhere(em: EntityManager, name: string): Promise<{ gateway: string; open: number }[]> {
-  return em.execute(
-    `select coalesce(p.gateway, 'a gateway that was not noted') as gateway, count(*)::int as open
-       from (select gateway from payment where state = 'PENDING'
-             union all
-             select o.gateway from gateway_refund r join payment o on o.order_id = r.order_id and o.id = r.payment_id
-              where r.state = 'PENDING') p
-      where case when ? = 'off' then true else p.gateway <> ? end
-      group by 1 order by 1`,
-    [name, name],
-  );
-}
-
 /** The two halves of a payment, and what brings them together when something came between. */
 export class External {
   readonly #db: Database;
@@ -123,7 +108,7 @@ export class External {
 
   /**
    * What the gateway says of a payment without having been asked. `unknown`: it is asked at once, for refunds too. Of a
-   * payment that is not known here, or settled, nothing changes.
+   * payment that is not its own nothing changes, nor of one that is settled, but when it has FAILED and money was taken.
    */
   async hear(id: string, answer: GatewayAnswer): Promise<void> {
     const payment = await this.#db.find(Payment, { id });
@@ -202,12 +187,12 @@ export class External {
         touches: [touch(GatewayRefund, { orderId, id }), touch(Payment, { orderId })],
         decide: (tx) => finishRefund(tx, { orderId, id }, answer.reference),
       });
-      if (!done) await this.#assertOwn({ orderId, id, paymentId, tries }, answer.reference);
+      if (!done) await this.#noteIfTwice({ orderId, id, paymentId, tries }, answer.reference);
     } else if (!stop.aborted) this.#note({ paymentId, refundId: id, tries }, answer);
   }
 
-  /** A refund that is settled already: by another process that has heard the same, or by hand, and then the money went twice. */
-  async #assertOwn({ orderId, id, paymentId, tries }: Omit<DueRefund, "amount">, reference: string): Promise<void> {
+  /** Of a refund that is settled already: by another process that has heard the same, or by hand, and then the money went twice. */
+  async #noteIfTwice({ orderId, id, paymentId, tries }: Omit<DueRefund, "amount">, reference: string): Promise<void> {
     const changes = await this.#db.list(PaymentEvent, { orderId, paymentId });
     if (changes.some(({ gatewayReference }) => gatewayReference === reference)) return;
     const error = `the gateway has made it, too (${reference}): it was settled by hand`;

@@ -147,6 +147,12 @@ export class Payment extends paymentSchema.class {
     return this.amount - this.refundedAmount - this.refundingAmount;
   }
 
+  /** As much of the amount as may still be given back. */
+  refundableOf(amount: bigint): bigint {
+    const isLeft = amount <= this.refundable;
+    return isLeft ? amount : this.refundable;
+  }
+
   /** Refuses with PAYMENT_NOT_REFUNDABLE a payment that does not hold its order's money, or so much of it. */
   assertRefundable(amount = 0n): void {
     if (this.state === "COMPLETED" && this.refundable >= amount) return;

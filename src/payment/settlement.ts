@@ -173,9 +173,7 @@ export function returnUnits(tx: Tx, order: Order, payment: Payment, units: reado
   if (lines.every(({ kept }) => kept === 0)) {
     cancel(tx, order, how);
   } else {
-    const share = order.priceOfReturned(lines) - before;
-    const isLeft = share <= payment.refundable;
-    refundMoney(tx, payment, isLeft ? share : payment.refundable, how, false);
+    refundMoney(tx, payment, payment.refundableOf(order.priceOfReturned(lines) - before), how, false);
   }
 }
 

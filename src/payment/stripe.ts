@@ -89,9 +89,11 @@ export class StripeGateway implements PaymentGateway {
       const { amount } = await this.#stored(key);
       try {
         return await this.#withIntent(key, amount, async ({ id, created }) => {
-          // By Stripe's own clock: it is not the intent that was made for the charge.
+          // First of all: nothing can be charged to this one then, whatever else is found.
+          const answer = await this.#look(id);
+          // By Stripe's own clock, it is not the intent that was made for the charge.
           const isNew = created * 1_000 - timeOf(key) > KEPT_MS;
-          return (isNew && !earlier ? await this.#search(key) : undefined) ?? this.#look(id);
+          return (isNew ? await this.#search(key) : undefined) ?? answer;
         });
       } catch (error) {
         if (!(error instanceof Stripe.errors.StripeIdempotencyError)) throw error;

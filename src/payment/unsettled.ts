@@ -31,6 +31,20 @@ export async function listUnsettled(em: EntityManager, limit: number): Promise<U
   return rows.map(({ createTime, ...rest }) => ({ ...rest, createTime: new Date(createTime) }));
 }
 
+/** What is on its way through other gateways than that, and nobody asks about: how much, by the gateway. */
+export function unsettledElsewhere(em: EntityManager, name: string): Promise<{ gateway: string; open: number }[]> {
+  return em.execute(
+    `select coalesce(p.gateway, 'a gateway that was not noted') as gateway, count(*)::int as open
+       from (select gateway from payment where state = 'PENDING'
+             union all
+             select o.gateway from gateway_refund r join payment o on o.order_id = r.order_id and o.id = r.payment_id
+              where r.state = 'PENDING') p
+      where case when ? = 'off' then true else p.gateway <> ? end
+      group by 1 order by 1`,
+    [name, name],
+  );
+}
+
 /**
  * Notes that a refund that is on its way was made in another way, such as a bank transfer: `reference` says how. The gateway
  * is not asked for it any more; it must not be able to make it, too. Answers whether there was such a refund.

@@ -1,9 +1,10 @@
 /** Another gateway than the one that has the money, or none: it is not asked, and nobody guesses. */
 import { expect, test } from "vitest";
 import { Orders } from "../../src/order/order.service.ts";
-import { External, unsettledElsewhere } from "../../src/payment/external.ts";
+import { External } from "../../src/payment/external.ts";
 import { Payments } from "../../src/payment/payment.service.ts";
 import { SandboxGateway } from "../../src/payment/sandbox.ts";
+import { unsettledElsewhere } from "../../src/payment/unsettled.ts";
 import { callOf, ORDER_TTL } from "../exact/verbs.ts";
 import { type Target, Till } from "./till.ts";
 
